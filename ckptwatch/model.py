@@ -1,0 +1,506 @@
+"""The vocabulary: what the words of docs/glossary.md are made of.
+
+Everything here is plain data: frozen, keyword-only, standard library only, no behaviour beyond derived properties.
+Times are seconds since the epoch (float, UTC), sizes are bytes, directories and files are absolute paths.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Mode(StrEnum):
+    """Which direction of a metric is better."""
+
+    MIN = "min"
+    MAX = "max"
+
+
+class Role(StrEnum):
+    """What a file name says about a checkpoint besides its step."""
+
+    REGULAR = "regular"  # one saved state among others
+    FINAL = "final"      # the trainer says this is the end of the run
+    LAST = "last"        # a rolling file, overwritten each time: `last.ckpt`, `latest.pt`
+    BEST = "best"        # the trainer's own best: `best.pt`, `model_best.pth`
+
+
+class CheckpointState(StrEnum):
+    INCOMPLETE = "incomplete"  # settled, but its format finds something missing or broken: kept, never evaluated
+    COMPLETE = "complete"      # whole and on disk under its own name
+    TRASHED = "trashed"        # moved to the trash by us; `restore` brings it back
+    PURGED = "purged"          # removed for good by us
+    REPLACED = "replaced"      # the same name now holds another identity
+    GONE = "gone"              # removed by somebody else
+
+
+class CheckpointEvent(StrEnum):
+    FOUND_COMPLETE = "found_complete"
+    FOUND_INCOMPLETE = "found_incomplete"
+    REWRITTEN = "rewritten"
+    VANISHED = "vanished"
+    TRASH = "trash"
+    RESTORE = "restore"
+    PURGE = "purge"
+
+
+CHECKPOINT_TRANSITIONS: dict[tuple[CheckpointState, CheckpointEvent], CheckpointState] = {
+    (CheckpointState.INCOMPLETE, CheckpointEvent.FOUND_COMPLETE): CheckpointState.COMPLETE,
+    (CheckpointState.INCOMPLETE, CheckpointEvent.FOUND_INCOMPLETE): CheckpointState.INCOMPLETE,
+    (CheckpointState.INCOMPLETE, CheckpointEvent.REWRITTEN): CheckpointState.REPLACED,
+    (CheckpointState.INCOMPLETE, CheckpointEvent.VANISHED): CheckpointState.GONE,
+    (CheckpointState.COMPLETE, CheckpointEvent.REWRITTEN): CheckpointState.REPLACED,
+    (CheckpointState.COMPLETE, CheckpointEvent.VANISHED): CheckpointState.GONE,
+    (CheckpointState.COMPLETE, CheckpointEvent.TRASH): CheckpointState.TRASHED,
+    (CheckpointState.GONE, CheckpointEvent.FOUND_COMPLETE): CheckpointState.COMPLETE,
+    # A removal interrupted after the rename is first seen as vanished; the journal then says it is ours.
+    (CheckpointState.GONE, CheckpointEvent.TRASH): CheckpointState.TRASHED,
+    # The trainer wrote the name again while the old identity was on its way to the trash.
+    (CheckpointState.REPLACED, CheckpointEvent.TRASH): CheckpointState.TRASHED,
+    (CheckpointState.TRASHED, CheckpointEvent.RESTORE): CheckpointState.COMPLETE,
+    (CheckpointState.TRASHED, CheckpointEvent.PURGE): CheckpointState.PURGED,
+    (CheckpointState.TRASHED, CheckpointEvent.VANISHED): CheckpointState.GONE,
+}
+
+
+class EvaluationState(StrEnum):
+    PENDING = "pending"      # waits for a free slot, perhaps until `available_at`
+    RUNNING = "running"      # claimed by a worker
+    DONE = "done"            # has scores
+    FAILED = "failed"        # attempts used up, or no use in trying again; `retry` makes it pending
+    ABANDONED = "abandoned"  # its checkpoint went away before it was evaluated
+
+
+class EvaluationEvent(StrEnum):
+    CLAIM = "claim"
+    RESULT = "result"
+    FAIL = "fail"        # an attempt ended badly and another is worth while
+    GIVE_UP = "give_up"  # the last attempt ended badly
+    REQUEUE = "requeue"  # the attempt ended through no fault of its own (shutdown, crash of the daemon)
+    RETRY = "retry"      # a person asked
+    ABANDON = "abandon"
+    REVIVE = "revive"    # the checkpoint came back
+
+
+EVALUATION_TRANSITIONS: dict[tuple[EvaluationState, EvaluationEvent], EvaluationState] = {
+    (EvaluationState.PENDING, EvaluationEvent.CLAIM): EvaluationState.RUNNING,
+    (EvaluationState.PENDING, EvaluationEvent.ABANDON): EvaluationState.ABANDONED,
+    (EvaluationState.PENDING, EvaluationEvent.RETRY): EvaluationState.PENDING,
+    (EvaluationState.RUNNING, EvaluationEvent.RESULT): EvaluationState.DONE,
+    (EvaluationState.RUNNING, EvaluationEvent.FAIL): EvaluationState.PENDING,
+    (EvaluationState.RUNNING, EvaluationEvent.GIVE_UP): EvaluationState.FAILED,
+    (EvaluationState.RUNNING, EvaluationEvent.REQUEUE): EvaluationState.PENDING,
+    (EvaluationState.RUNNING, EvaluationEvent.ABANDON): EvaluationState.ABANDONED,
+    (EvaluationState.FAILED, EvaluationEvent.RETRY): EvaluationState.PENDING,
+    (EvaluationState.FAILED, EvaluationEvent.ABANDON): EvaluationState.ABANDONED,
+    (EvaluationState.DONE, EvaluationEvent.RETRY): EvaluationState.PENDING,
+    (EvaluationState.ABANDONED, EvaluationEvent.REVIVE): EvaluationState.PENDING,
+}
+
+
+class RemovalState(StrEnum):
+    """The journal of one removal. Each arrow is written before the next step on disk is taken."""
+
+    INTENDED = "intended"    # written before the rename into the trash
+    TRASHED = "trashed"      # renamed, verified
+    RESTORING = "restoring"  # written before the rename back
+    RESTORED = "restored"    # back under its own name
+    PURGING = "purging"      # written before the unlink
+    PURGED = "purged"
+    ABANDONED = "abandoned"  # not carried out: the file changed, vanished or was needed
+
+
+class FailureKind(StrEnum):
+    """Why an attempt at an evaluation ended without a result."""
+
+    CHECKPOINT = "checkpoint"        # the checkpoint cannot be loaded, or lacks the variant
+    NOT_FINITE = "not_finite"        # NaN or Inf in weights or images
+    SAMPLER = "sampler"              # the user's sampler failed, hung, wrote too little or unreadable images
+    RECIPE = "recipe"                # reference, prompts or network weights missing or wrong
+    METRIC = "metric"                # a metric (perhaps the user's own) failed
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    CRASH = "crash"                  # the worker process died
+    LOST = "lost"                    # the daemon died or was stopped meanwhile
+    INTERNAL = "internal"            # a fault of ckptwatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What makes a re-written file a different checkpoint, without reading tensors."""
+
+    device: int
+    inode: int
+    size: int         # bytes
+    mtime_ns: int
+    fingerprint: str = ""  # the format's own: digest of the header or directory of the file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a format can say about a path without reading tensors."""
+
+    format: str
+    complete: bool
+    evidence: str  # in words: "end of central directory at byte 80,412; 31 entries"
+    step: int | None = None
+    epoch: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)  # logged by the trainer
+    variants: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One saved training state, as recorded."""
+
+    id: int
+    run_id: int
+    path: Path
+    format: str
+    state: CheckpointState
+    evidence: str
+    identity: Identity
+    role: Role
+    generation: int  # 0, then +1 each time a run starts over below its own newest step in the same directory
+    step: int | None
+    epoch: int | None
+    metrics: Mapping[str, float]
+    variants: tuple[str, ...]
+    found_at: float
+    pinned_by: str | None = None  # who, and why: "alice: used in the paper"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Position in its run: generation, then step; never modification time. Unknown steps come first."""
+        return (self.generation, -1 if self.step is None else self.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One measured metric. `low` and `high` bound the value at this sample count (95 %), where a method is honest."""
+
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None  # samples it rests on
+    mode: Mode | None = None
+    definition: str = ""  # e.g. "max(cos, 0), mean over pairs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    kind: FailureKind
+    message: str
+    hint: str = ""
+    retryable: bool = True  # False where another attempt must end the same way (NaN weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One (checkpoint, variant, recipe digest)."""
+
+    id: int
+    checkpoint_id: int
+    variant: str  # "" is the checkpoint as a whole
+    recipe: str
+    digest: str
+    state: EvaluationState
+    attempts: int
+    available_at: float
+    queued_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    seconds: float | None = None  # cost of the successful attempt
+    failure: Failure | None = None
+    log: Path | None = None
+    samples: Path | None = None  # directory with generated images kept for people
+    scores: Mapping[str, Score] = field(default_factory=dict)
+
+
+# ---- how to evaluate ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Exactly one of command, factory, images is set."""
+
+    command: tuple[str, ...] = ()  # argv with {checkpoint} {variant} {prompts} {seed} {count} {out_dir} {device}
+    factory: str = ""              # "module:function", loaded once per worker
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the factory
+    images: str = ""               # directory training wrote, with {step} {epoch} {run} {stem}
+    timeout: float = 3600.0        # seconds, for one checkpoint
+
+    @property
+    def kind(self) -> str:
+        return "command" if self.command else "python" if self.factory else "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    images: Path | None = None  # directory of reference images
+    stats: Path | None = None   # npz with mu (d,) and sigma (d, d)
+    paired: Path | None = None  # directory of originals for paired metrics (LPIPS); default: images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The networks that metrics rest on. Weights default to the library's own download."""
+
+    features: str = "inception-v3-compat"  # a torch-fidelity feature extractor
+    features_layer: str = "2048"           # FID and KID
+    logits_layer: str = "logits_unbiased"  # Inception Score
+    features_weights: Path | None = None
+    features_module: str = ""              # "module:function" that registers a third-party extractor
+    clip: str = "ViT-B-32-quickgelu"       # an open_clip model name or "local-dir:PATH"
+    clip_pretrained: str = "openai"        # an open_clip tag or a file
+    lpips: str = "alex"                    # alex, vgg, squeeze
+    lpips_weights: Path | None = None      # state dict of trunk and heads; default: the library's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSpec:
+    """One metric of a recipe. A custom one names its function; a built-in one only its name."""
+
+    name: str
+    function: str = ""  # "module:function" of the generated images
+    mode: Mode | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositeTerm:
+    """value ↦ clip((value − low) / (high − low), 0, 1), times weight. A negative weight means lower is better."""
+
+    weight: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composite:
+    terms: Mapping[str, CompositeTerm]
+    missing: str = "error"  # "error": no composite without every term; "renormalise": weights of present terms scaled up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to evaluate. Its digest (ckptwatch.recipes) makes scores comparable; the composite is not part of it,
+    because composites are recomputed from stored scores."""
+
+    name: str
+    sampler: Sampler
+    metrics: tuple[MetricSpec, ...]
+    samples: int = 2000
+    seed: int = 0
+    batch_size: int = 32
+    prompts: Path | None = None  # one a line; sample i uses line i modulo their number
+    reference: Reference = field(default_factory=Reference)
+    networks: Networks = field(default_factory=Networks)
+    composite: Composite | None = None
+    keep_samples: int = 20  # images kept for people (num_evaluation_samples)
+    version: int = 1        # raise it when the sampler's code changed so that old scores no longer compare
+
+
+# ---- what to do with a run ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRule:
+    recipe: str
+    every: int = 1        # every n-th checkpoint of the run, in its order
+    final: bool = True    # `final` checkpoints are evaluated whatever `every` says
+    variants: tuple[str, ...] = ()  # () means the checkpoint as a whole; ("all",) means every one found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRule:
+    by: str
+    mode: Mode
+    ties: str = "newest"  # or "oldest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepRules:
+    """Any rule that matches keeps. None switches a rule off."""
+
+    best: int | None = None          # −1 keeps all, 0 none, k the k best
+    last: int | None = None
+    every_steps: int | None = None   # one per so many steps, for good: milestones
+    every_epochs: int | None = None
+    within: float | None = None      # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasRule:
+    directory: Path | None = None  # below the run; None is <root>/.ckptwatch/<run>/
+    best: str | None = "best{suffix}"  # {suffix} {metric} {value} {step} {epoch}
+    last: str | None = "last{suffix}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRule:
+    """What the configuration says about the runs whose name matches."""
+
+    match: str = "*"
+    evaluate: EvaluateRule | None = None
+    rank: RankRule | None = None
+    keep: KeepRules | None = None   # None: nothing is ever removed
+    grace: float = 86400.0          # seconds in the trash
+    approve_over: float = 0.5       # a plan that removes a larger part of a run waits for `approve`
+    aliases: AliasRule = field(default_factory=AliasRule)
+    ended_after: float = 3600.0     # seconds without a new checkpoint after which a run counts as ended
+
+
+# ---- decisions ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A (checkpoint, variant) that wants a place in the ranking."""
+
+    checkpoint_id: int
+    path: Path
+    generation: int
+    step: int | None
+    epoch: int | None
+    variant: str = ""
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    digest: str | None = None   # of the recipe that gave the scores; None: logged by the trainer, or not evaluated
+    note: str = ""              # why it has no scores: "evaluation pending", "weights not finite: 3 tensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    rank: int
+    contender: Contender
+    score: Score
+    reason: str  # "fid 7.41, 0.03 behind #1, tie within error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unranked:
+    contender: Contender
+    reason: str  # "no score for fid: evaluation failed (…)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    metric: str
+    mode: Mode
+    digest: str | None
+    places: tuple[Place, ...]
+    unranked: tuple[Unranked, ...]
+
+    @property
+    def best(self) -> Place | None:
+        return self.places[0] if self.places else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionFacts:
+    """What the retention rules may know about one checkpoint."""
+
+    checkpoint: Checkpoint
+    rank: int | None = None          # best place among its variants
+    unranked: str = ""               # why it has none, where a rank was wanted
+    awaits: str = ""                 # "evaluation pending", "evaluation running": never removed meanwhile
+    protected: tuple[str, ...] = ()  # other reasons that forbid removal: "best.pt points here", "named by trainer_state.json"
+
+
+class Action(StrEnum):
+    KEEP = "keep"
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    checkpoint: Checkpoint
+    action: Action
+    reasons: tuple[str, ...]  # never empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionPlan:
+    decisions: tuple[Decision, ...]  # one for every checkpoint given, in run order
+    held: str = ""  # why the plan is not to be applied: "removes 8 of 12 (more than half): needs approval"
+
+    @property
+    def removals(self) -> tuple[Decision, ...]:
+        return tuple(d for d in self.decisions if d.action is Action.REMOVE)
+
+    @property
+    def reclaimed(self) -> int:
+        """Bytes."""
+        return sum(d.checkpoint.identity.size for d in self.removals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alias:
+    """A relative symlink and the checkpoint it should point to."""
+
+    link: Path
+    target: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """One entry of the removal journal."""
+
+    id: int
+    checkpoint_id: int
+    run: str
+    step: int | None
+    original: Path
+    trash: Path
+    state: RemovalState
+    reason: str
+    bytes: int
+    at: float
+    purge_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    id: int
+    root: Path
+    name: str
+    path: Path
+    created_at: float
+    ended_at: float | None = None
+    approved: frozenset[int] = frozenset()  # checkpoints whose removal a person approved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One row of the append-only history."""
+
+    at: float
+    kind: str
+    message: str
+    by: str = "ckptwatch"
+    run: str | None = None
+    path: Path | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def evolve(value: T, **changes: Any) -> T:
+    """A copy of a frozen dataclass with some fields changed."""
+    return replace(value, **changes)
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass as JSON-ready dicts, lists, strings and numbers (paths become strings)."""
+    if hasattr(value, "__dataclass_fields__"):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list | set | frozenset):
+        return [to_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value

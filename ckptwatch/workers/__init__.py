@@ -1,0 +1,1 @@
+"""Workers: processes that evaluate, their supervisor, and the documents they exchange."""

@@ -1,0 +1,161 @@
+"""The documents daemon and worker exchange: one JSON object a line, each with a `type`.
+
+Down (standard input of the worker): `Job`. End of file means: finish, then exit.
+Up (a private descriptor; standard output and error of the worker go to its log): `Ready`, `Progress`, `Result`, `Failed`.
+The worker never sees the database; all it knows of the world is in its Job.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ckptwatch.model import (
+    Composite,
+    CompositeTerm,
+    Failure,
+    FailureKind,
+    MetricSpec,
+    Mode,
+    Networks,
+    Recipe,
+    Reference,
+    Sampler,
+    Score,
+    to_plain,
+)
+
+LONGEST_LINE = 4 * 1024 * 1024  # bytes; a longer one is garbage, not a document
+
+
+class WireError(ValueError):
+    """A line is no document of this protocol."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One attempt at one evaluation."""
+
+    job: str            # "<evaluation id>#<attempt>"; comes back in every answer
+    checkpoint: Path
+    format: str
+    run: str
+    step: int | None
+    epoch: int | None
+    variant: str        # "" for the checkpoint as a whole
+    recipe: Recipe
+    work_dir: Path      # exists, empty, ours; scratch space
+    samples_dir: Path   # does not exist yet; images kept for people are put there
+    trusted: bool = False  # may the checkpoint be unpickled without restriction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    device: str
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    job: str
+    stage: str  # "loading", "sampling", "scoring"
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    job: str
+    scores: tuple[Score, ...]
+    seconds: float
+    samples: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    job: str
+    failure: Failure
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+Document = Job | Ready | Progress | Result | Failed
+_TYPES: dict[str, type] = {"job": Job, "ready": Ready, "progress": Progress, "result": Result, "failed": Failed}
+_NAMES = {cls: name for name, cls in _TYPES.items()}
+
+
+def encode(document: Document) -> bytes:
+    """One line, ending in a newline."""
+    return json.dumps({"type": _NAMES[type(document)], **to_plain(document)}, allow_nan=True).encode() + b"\n"
+
+
+def decode(line: bytes) -> Document:
+    """The document of a line. Raises WireError for anything else, whatever the bytes are."""
+    if len(line) > LONGEST_LINE:
+        raise WireError(f"line of {len(line)} bytes")
+    try:
+        raw = json.loads(line)
+        cls = _TYPES[raw.pop("type")]
+        known = {f.name for f in fields(cls)}
+        document = cls(**{k: _READERS.get((cls, k), _same)(v) for k, v in raw.items() if k in known})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WireError(f"not a document: {line[:120]!r} ({error})") from error
+    return document
+
+
+def recipe_from_plain(raw: Mapping[str, Any]) -> Recipe:
+    """The inverse of `to_plain` for a Recipe."""
+    def path(value: str | None) -> Path | None:
+        return None if value is None else Path(value)
+
+    values = dict(raw)
+    sampler = dict(values["sampler"])
+    sampler["command"] = tuple(sampler.get("command", ()))
+    values["sampler"] = Sampler(**sampler)
+    values["metrics"] = tuple(
+        MetricSpec(name=m["name"], function=m["function"], mode=Mode(m["mode"]) if m.get("mode") else None)
+        for m in values["metrics"]
+    )
+    values["prompts"] = path(values.get("prompts"))
+    values["reference"] = Reference(**{k: path(v) for k, v in values["reference"].items()})
+    networks = dict(values["networks"])
+    for key in ("features_weights", "lpips_weights"):
+        networks[key] = path(networks.get(key))
+    values["networks"] = Networks(**networks)
+    if values.get("composite"):
+        terms = {k: CompositeTerm(**v) for k, v in values["composite"]["terms"].items()}
+        values["composite"] = Composite(terms=terms, missing=values["composite"]["missing"])
+    return Recipe(**values)
+
+
+def score_from_plain(raw: Mapping[str, Any]) -> Score:
+    """The inverse of `to_plain` for a Score."""
+    values = dict(raw)
+    values["mode"] = Mode(values["mode"]) if values.get("mode") else None
+    return Score(**values)
+
+
+def failure_from_plain(raw: Mapping[str, Any]) -> Failure:
+    """The inverse of `to_plain` for a Failure."""
+    return Failure(**{**raw, "kind": FailureKind(raw["kind"])})
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _optional_path(value: str | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+_READERS: dict[tuple[type, str], Any] = {
+    (Job, "checkpoint"): Path,
+    (Job, "work_dir"): Path,
+    (Job, "samples_dir"): Path,
+    (Job, "recipe"): recipe_from_plain,
+    (Result, "scores"): lambda rows: tuple(score_from_plain(r) for r in rows),
+    (Result, "samples"): _optional_path,
+    (Result, "warnings"): tuple,
+    (Failed, "failure"): failure_from_plain,
+}
