@@ -45,8 +45,9 @@ class Job:
     epoch: int | None
     variant: str        # "" for the checkpoint as a whole
     recipe: Recipe
-    work_dir: Path      # exists, empty, ours; scratch space
-    samples_dir: Path   # does not exist yet; images kept for people are put there
+    work_dir: Path      # exists, empty, ours; scratch space, removed afterwards by the daemon
+    cache_dir: Path     # exists; content-addressed statistics of reference sets, kept between jobs
+    log: Path           # standard output and error of this attempt, the sampler's included, are appended here
     trusted: bool = False  # may the checkpoint be unpickled without restriction
 
 
@@ -69,7 +70,7 @@ class Result:
     job: str
     scores: tuple[Score, ...]
     seconds: float
-    samples: Path | None = None
+    samples: Path | None = None  # directory below work_dir with eval_generated_000.jpg … for people
     warnings: tuple[str, ...] = ()
 
 
@@ -152,7 +153,8 @@ def _optional_path(value: str | None) -> Path | None:
 _READERS: dict[tuple[type, str], Any] = {
     (Job, "checkpoint"): Path,
     (Job, "work_dir"): Path,
-    (Job, "samples_dir"): Path,
+    (Job, "cache_dir"): Path,
+    (Job, "log"): Path,
     (Job, "recipe"): recipe_from_plain,
     (Result, "scores"): lambda rows: tuple(score_from_plain(r) for r in rows),
     (Result, "samples"): _optional_path,
