@@ -175,9 +175,10 @@ class Checkpoint:
     pinned_by: str | None = None  # who, and why: "alice: used in the paper"
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Position in its run: generation, then step; never modification time. Unknown steps come first."""
-        return (self.generation, -1 if self.step is None else self.step)
+    def order(self) -> tuple[int, int, int]:
+        """Position in its run: generation, step, epoch; never modification time. What is unknown comes first, so runs
+        that count only epochs are ordered by epoch."""
+        return (self.generation, -1 if self.step is None else self.step, -1 if self.epoch is None else self.epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +221,7 @@ class Evaluation:
     failure: Failure | None = None
     log: Path | None = None
     samples: Path | None = None  # directory with generated images kept for people
+    published: bool = False      # are samples and scalars out
     scores: Mapping[str, Score] = field(default_factory=dict)
 
 
@@ -408,8 +410,9 @@ class RetentionFacts:
     checkpoint: Checkpoint
     rank: int | None = None          # best place among its variants
     unranked: str = ""               # why it has none, where a rank was wanted
+    deliberately_unranked: bool = False  # `every` leaves it out: no rank is owed, the other rules decide
     awaits: str = ""                 # "evaluation pending", "evaluation running": never removed meanwhile
-    protected: tuple[str, ...] = ()  # other reasons that forbid removal: "best.pt points here", "named by trainer_state.json"
+    protected: tuple[str, ...] = ()  # what else forbids removal: "best.pt points here"
 
 
 class Action(StrEnum):

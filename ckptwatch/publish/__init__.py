@@ -1,1 +1,1 @@
-"""TODO"""
+"""What others read: JSON files, TensorBoard scalars, samples, the log's summary. All below `<root>/.ckptwatch/`."""

@@ -1,0 +1,71 @@
+"""Talking to a person: colour only with a symbol and a word, ASCII where the terminal has no more, errors in one form."""
+
+import json
+import math
+import os
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH = 100
+_ASCII = str.maketrans({
+    "✓": "OK", "●": "*", "✗": "X", "▲": "!", "±": "+-", "→": "->", "·": "-", "×": "x", "…": "...", "–": "-",
+    "—": "-", "≤": "<=", "≥": ">=", "▁": "_", "▂": "_", "▃": ".", "▄": "-", "▅": "-", "▆": "=", "▇": "#", "█": "#", "δ": "d",
+    "é": "e", "└": "`", "├": "|", "─": "-", "│": "|", "━": "=", "╸": "=", "╺": "-",
+})
+
+
+class AsciiFile:
+    """A text stream that writes ASCII only; rich itself would raise on a terminal that knows no UTF-8."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self.encoding = "utf-8"  # what rich may emit; we translate it
+
+    def write(self, text: str) -> int:
+        self._file.write(text.translate(_ASCII).encode("ascii", "replace").decode())
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def wants_ascii(flag: bool, file: IO[str]) -> bool:
+    return flag or bool(os.environ.get("CKPTWATCH_ASCII")) or (getattr(file, "encoding", None) or "ascii").lower().replace(
+        "-", "") != "utf8"
+
+
+def console(*, ascii_only: bool = False, stderr: bool = False) -> "Console":
+    """A rich console: 16 colours, no guessing of markup in what users named, 100 columns into a pipe."""
+    from rich.console import Console
+
+    file: Any = sys.stderr if stderr else sys.stdout
+    width = None if file.isatty() else PIPE_WIDTH
+    if wants_ascii(ascii_only, file):
+        file = AsciiFile(file)
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def emit_json(document: Any) -> None:
+    """One JSON document on standard output; NaN becomes null."""
+    sys.stdout.write(json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def complain(error: BaseException) -> None:
+    """An error on standard error."""
+    text = f"✗ {error}"
+    if wants_ascii(False, sys.stderr):
+        text = text.translate(_ASCII).encode("ascii", "replace").decode()
+    print(text, file=sys.stderr)

@@ -1,0 +1,122 @@
+"""eval: evaluate one checkpoint now, in the foreground, by a worker process of our own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptwatch.cli.console import console, emit_json
+from ckptwatch.cli.context import AsciiOption, ConfigOption, JsonOption, settings_of
+
+if TYPE_CHECKING:
+    from ckptwatch.model import Recipe
+    from ckptwatch.settings import Settings
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="A checkpoint.")], config: ConfigOption = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe of the configuration; default: the one of the "
+                                               "checkpoint's run.")] = None,
+    variant: Annotated[str | None, typer.Option("--variant", help="Weight set, such as model_ema.")] = None,
+    max_samples: Annotated[int | None, typer.Option("--max-samples", min=1, help="Fewer samples than the recipe.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda:0, …; default: as configured.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show where each value came from.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Keep generated samples in this directory.")] = None,
+    json: JsonOption = False, ascii_only: AsciiOption = False,
+) -> None:
+    """Evaluate a checkpoint now. Nothing is recorded; the daemon's own scores stay as they are."""
+    from ckptwatch.foreground import evaluate_now
+
+    settings = settings_of(config)
+    checkpoint = _existing(path)
+    rule_recipe, origin = _recipe(settings, checkpoint, recipe)
+    chosen, origins = _with_overrides(rule_recipe, origin, max_samples)
+    variant, variant_origin = _variant(settings, checkpoint, variant)
+    origins["variant"] = (variant or "(whole checkpoint)", variant_origin)
+    result = evaluate_now(settings, checkpoint, chosen, variant=variant, device=device, keep=out,
+                          screen=console(ascii_only=ascii_only, stderr=True))
+    document = {
+        "version": 1, "path": str(checkpoint), "recipe": chosen.name, "variant": variant, "seconds": result.seconds,
+        "scores": {s.metric: {"value": s.value, "low": s.low, "high": s.high, "n": s.n, "definition": s.definition}
+                   for s in result.scores},
+        "warnings": list(result.warnings),
+    }
+    if explain:
+        document["explain"] = {k: {"value": v, "from": source} for k, (v, source) in origins.items()}
+    if json:
+        emit_json(document)
+        return
+    screen = console(ascii_only=ascii_only)
+    if explain:
+        for name, (value, source) in origins.items():
+            screen.print(f"{name:<12} {value}  (from {source})", soft_wrap=True)
+    for score in result.scores:
+        error = f" ±{(score.high - score.low) / 2:.2g}" if score.low is not None and score.high is not None else ""
+        screen.print(f"{score.metric:<18} {score.value:.5g}{error}  n={score.n}  {score.definition}", no_wrap=True)
+    for warning in result.warnings:
+        screen.print(f"▲ {warning}", style="yellow")
+    screen.print(f"{checkpoint.name} evaluated in {result.seconds:.1f} s" + (f"; samples in {out}" if out else ""))
+
+
+def _existing(path: Path) -> Path:
+    from ckptwatch.errors import UsageError
+
+    if not path.exists():
+        cause = "a dangling link" if path.is_symlink() else "no such file"
+        raise UsageError("evaluate", cause, path=path, hint="give a checkpoint; `ckptwatch rank RUN` lists a run's")
+    if path.is_dir():
+        raise UsageError("evaluate", "a directory, not a checkpoint", path=path, hint="name one of the checkpoints in it")
+    return path.resolve()
+
+
+def _run_name(settings: "Settings", checkpoint: Path) -> str | None:
+    from pathlib import PurePosixPath
+
+    from ckptwatch.core.naming import run_name
+
+    for root in settings.roots:
+        if checkpoint.is_relative_to(root.root.resolve()):
+            return run_name(PurePosixPath(checkpoint.parent.relative_to(root.root.resolve()).as_posix()))
+    return None
+
+
+def _recipe(settings: "Settings", checkpoint: Path, given: str | None) -> tuple["Recipe", str]:
+    from ckptwatch.errors import UsageError
+
+    names = ", ".join(settings.recipes) or "none"
+    if given is not None:
+        if given not in settings.recipes:
+            raise UsageError("evaluate", f"no recipe {given!r}", hint=f"the configuration has: {names}")
+        return settings.recipes[given], "--recipe"
+    run = _run_name(settings, checkpoint)
+    rule = settings.rule_for(run) if run is not None else None
+    if rule is not None and rule.evaluate is not None:
+        return settings.recipes[rule.evaluate.recipe], f"the configuration's rule for run {run}"
+    if len(settings.recipes) == 1:
+        return next(iter(settings.recipes.values())), "the configuration's only recipe"
+    raise UsageError("evaluate", "cannot tell which recipe to use", path=checkpoint,
+                     hint=f"name one with --recipe; the configuration has: {names}")
+
+
+def _with_overrides(recipe: "Recipe", origin: str, max_samples: int | None) -> tuple["Recipe", dict[str, tuple[Any, str]]]:
+    from ckptwatch.model import evolve
+
+    samples, source = recipe.samples, f"recipe {recipe.name}"
+    if max_samples is not None and max_samples < samples:
+        samples, source = max_samples, "--max-samples"
+    origins: dict[str, tuple[Any, str]] = {
+        "recipe": (recipe.name, origin), "samples": (samples, source), "seed": (recipe.seed, f"recipe {recipe.name}"),
+        "prompts": (str(recipe.prompts) if recipe.prompts else None, f"recipe {recipe.name}"),
+        "metrics": (", ".join(m.name for m in recipe.metrics), f"recipe {recipe.name}"),
+    }
+    return evolve(recipe, samples=samples), origins
+
+
+def _variant(settings: "Settings", checkpoint: Path, given: str | None) -> tuple[str, str]:
+    if given is not None:
+        return given, "--variant"
+    run = _run_name(settings, checkpoint)
+    rule = settings.rule_for(run) if run is not None else None
+    if rule is not None and rule.evaluate is not None and rule.evaluate.variants not in ((), ("all",)):
+        return rule.evaluate.variants[0], f"the configuration's rule for run {run}"
+    return "", "default"

@@ -1,0 +1,244 @@
+"""One run assessed: what is due, how it ranks, what to keep and why, where aliases point.
+
+The daemon and the `plan` and `rank` commands all come through here, so that what is shown is what is done. Reads the
+database and looks at the run's directory; changes nothing.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptwatch.apply.places import run_dir
+from ckptwatch.core.aliasing import plan_aliases
+from ckptwatch.core.composite import composite_score
+from ckptwatch.core.dispatch import due
+from ckptwatch.core.metrics import COMPOSITE, METRICS
+from ckptwatch.core.ranking import best_ranks, rank
+from ckptwatch.core.retention import plan_retention
+from ckptwatch.model import (
+    Alias,
+    Checkpoint,
+    CheckpointState,
+    Contender,
+    Evaluation,
+    EvaluationState,
+    Ranking,
+    RankRule,
+    Recipe,
+    RetentionFacts,
+    RetentionPlan,
+    Role,
+    Run,
+    RunRule,
+    Score,
+    evolve,
+)
+from ckptwatch.settings import Settings
+from ckptwatch.store import checkpoints, evaluations
+from ckptwatch.store.database import Connection
+from ckptwatch.store.heartbeat import RecipeStand, recipe_stands
+
+TRACKERS = ("latest", "last_checkpoint", "checkpoint", "latest_checkpointed_iteration.txt")
+TRACKER_LIMIT = 4096  # bytes; a tracker file names a file, anything larger is something else
+
+# Numbered by these when asking which n-th checkpoint one is: replaced ones are the same save twice.
+_COUNTED = (CheckpointState.COMPLETE, CheckpointState.TRASHED, CheckpointState.PURGED, CheckpointState.GONE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """An evaluation that should exist."""
+
+    checkpoint_id: int
+    variant: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    run: Run
+    rule: RunRule
+    recipe: Recipe | None
+    stand: RecipeStand | None        # the recipe's current digest, and why it cannot be used
+    checkpoints: Mapping[int, Checkpoint]  # those on disk, by id
+    contenders: tuple[Contender, ...]
+    ranking: Ranking | None
+    plan: RetentionPlan
+    aliases: tuple[Alias, ...]
+    due: tuple[Due, ...]
+    last: Checkpoint | None
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def best(self) -> Checkpoint | None:
+        place = self.ranking.best if self.ranking else None
+        return None if place is None else self.checkpoints[place.contender.checkpoint_id]
+
+
+def assess(conn: Connection, run: Run, settings: Settings, *, now: float) -> Assessment:
+    """Everything about one run at this moment."""
+    rule = settings.rule_for(run.name)
+    recipe = settings.recipes.get(rule.evaluate.recipe) if rule.evaluate else None
+    stand = recipe_stands(conn).get(recipe.name) if recipe else None
+    known = checkpoints.of_run(conn, run.id)
+    done = evaluations.of_checkpoints_in(conn, run.id)
+    return _assess(run, rule, recipe, stand, known, done, now)
+
+
+def _assess(
+    run: Run, rule: RunRule, recipe: Recipe | None, stand: RecipeStand | None, known: tuple[Checkpoint, ...],
+    done: tuple[Evaluation, ...], now: float,
+) -> Assessment:
+    living = tuple(c for c in known if c.state in checkpoints.LIVING)
+    whole = tuple(c for c in living if c.state is CheckpointState.COMPLETE)
+    digest = stand.digest if stand else None
+    wanted, skipped = _wanted(known, rule, recipe)
+    contenders = _contenders(living, done, rule, recipe, digest, wanted, skipped)
+    ranking = rank(contenders, rule=rule.rank, digest=digest, composite=recipe.composite if recipe else None) \
+        if rule.rank else None
+    best = ranking.best if ranking else None
+    by_id = {c.id: c for c in living}
+    last = max((c for c in whole if c.role not in (Role.LAST, Role.BEST)), key=lambda c: (*c.order, c.id), default=None)
+    aliases = plan_aliases(
+        directory=_alias_dir(run, rule), rule=rule.aliases, best=best,
+        best_checkpoint=by_id[best.contender.checkpoint_id] if best else None, last=last)
+    facts = _facts(living, ranking, done, digest, wanted, skipped, aliases)
+    plan = plan_retention(
+        facts, rules=rule.keep, ranking_wanted=bool(rule.keep and rule.keep.best is not None and rule.keep.best > 0),
+        approve_over=rule.approve_over, approved=run.approved, now=now)
+    existing = {(e.checkpoint_id, e.variant) for e in done
+                if e.digest == digest and e.state is not EvaluationState.ABANDONED}
+    missing = tuple(d for d in wanted if (d.checkpoint_id, d.variant) not in existing and d.checkpoint_id in
+                    {c.id for c in whole})
+    return Assessment(run=run, rule=rule, recipe=recipe, stand=stand, checkpoints=by_id, contenders=contenders,
+                      ranking=ranking, plan=plan, aliases=aliases, due=missing, last=last, evaluations=done)
+
+
+def _alias_dir(run: Run, rule: RunRule) -> Path:
+    if rule.aliases.directory is None:
+        return run_dir(run.root, run.name)
+    return Path(os.path.normpath(run.path / rule.aliases.directory))
+
+
+def _wanted(known: tuple[Checkpoint, ...], rule: RunRule, recipe: Recipe | None) -> tuple[tuple[Due, ...], dict[int, str]]:
+    """The evaluations the rule asks for, and for the other checkpoints why it does not."""
+    wanted: list[Due] = []
+    skipped: dict[int, str] = {}
+    if rule.evaluate is None or recipe is None:
+        return (), skipped
+    counted = [c for c in known if c.state in _COUNTED]
+    for position, checkpoint in enumerate(counted, start=1):
+        is_due, reason = due(position, rule=rule.evaluate, role=checkpoint.role)
+        if not is_due:
+            skipped[checkpoint.id] = reason
+            continue
+        variants = rule.evaluate.variants
+        if variants == ("all",):
+            variants = checkpoint.variants
+        wanted += [Due(checkpoint_id=checkpoint.id, variant=v) for v in variants or ("",)]
+    return tuple(wanted), skipped
+
+
+def _contenders(
+    living: tuple[Checkpoint, ...], done: tuple[Evaluation, ...], rule: RunRule, recipe: Recipe | None, digest: str | None,
+    wanted: tuple[Due, ...], skipped: Mapping[int, str],
+) -> tuple[Contender, ...]:
+    if rule.evaluate is None or recipe is None:
+        return tuple(_logged(c, rule.rank) for c in living)
+    found = {(e.checkpoint_id, e.variant): e for e in sorted(done, key=lambda e: (e.digest == digest, e.id))}
+    variants: dict[int, list[str]] = {}
+    for item in wanted:
+        variants.setdefault(item.checkpoint_id, []).append(item.variant)
+    return tuple(
+        _contender(c, variant, found.get((c.id, variant)), recipe, digest, skipped.get(c.id, ""))
+        for c in living for variant in variants.get(c.id) or [""]
+    )
+
+
+def _contender(
+    c: Checkpoint, variant: str, evaluation: Evaluation | None, recipe: Recipe, digest: str | None, skipped: str,
+) -> Contender:
+    base = Contender(checkpoint_id=c.id, path=c.path, generation=c.generation, step=c.step, epoch=c.epoch, variant=variant)
+    if c.state is not CheckpointState.COMPLETE:
+        return evolve(base, note=f"incomplete: {c.evidence}")
+    if evaluation is None:
+        return evolve(base, note=skipped or "evaluation pending")
+    if evaluation.state is EvaluationState.DONE:
+        return evolve(base, scores=_with_composite(evaluation.scores, recipe), digest=evaluation.digest)
+    if evaluation.digest != digest or evaluation.state is EvaluationState.ABANDONED:
+        return evolve(base, note="evaluation pending")
+    return evolve(base, note=state_words(evaluation))
+
+
+def state_words(evaluation: Evaluation) -> str:
+    """What an evaluation without a result is at, in words."""
+    if evaluation.state is EvaluationState.PENDING and evaluation.failure is not None:
+        return f"evaluation pending after {evaluation.attempts} failed: {evaluation.failure.message}"
+    if evaluation.state is EvaluationState.FAILED and evaluation.failure is not None:
+        return f"evaluation failed: {evaluation.failure.message}"
+    return f"evaluation {evaluation.state}"
+
+
+def _with_composite(scores: Mapping[str, Score], recipe: Recipe) -> Mapping[str, Score]:
+    if recipe.composite is None:
+        return scores
+    composite, _ = composite_score(scores, recipe.composite)
+    return scores if composite is None else {**scores, COMPOSITE: composite}
+
+
+def _logged(c: Checkpoint, rule: RankRule | None) -> Contender:
+    """A contender by what the trainer itself noted down."""
+    scores = {
+        name: Score(metric=name, value=value, definition="logged by the trainer",
+                    mode=METRICS[name].mode if name in METRICS else rule.mode if rule and rule.by == name else None)
+        for name, value in c.metrics.items()
+    }
+    note = "" if c.state is CheckpointState.COMPLETE else f"incomplete: {c.evidence}"
+    return Contender(checkpoint_id=c.id, path=c.path, generation=c.generation, step=c.step, epoch=c.epoch,
+                     scores={} if note else scores, note=note)
+
+
+def _facts(
+    living: tuple[Checkpoint, ...], ranking: Ranking | None, done: tuple[Evaluation, ...], digest: str | None,
+    wanted: tuple[Due, ...], skipped: Mapping[int, str], aliases: tuple[Alias, ...],
+) -> tuple[RetentionFacts, ...]:
+    ranks = best_ranks(ranking) if ranking else {}
+    unranked = {u.contender.checkpoint_id: u.reason for u in ranking.unranked} if ranking else {}
+    finished = {(e.checkpoint_id, e.variant) for e in done
+                if e.digest == digest and e.state in (EvaluationState.DONE, EvaluationState.FAILED)}
+    running = {e.checkpoint_id for e in done if e.state is EvaluationState.RUNNING}
+    pending = {d.checkpoint_id for d in wanted if (d.checkpoint_id, d.variant) not in finished}
+    pointed: dict[Path, list[str]] = {}
+    for alias in aliases:
+        pointed.setdefault(alias.target, []).append(f"{alias.link.name} points here")
+    named = {directory: _named_in(directory) for directory in {c.path.parent for c in living}}
+    facts = []
+    for c in living:
+        awaits = "evaluation running" if c.id in running else "evaluation pending" if c.id in pending else ""
+        protected = [*pointed.get(c.path, ()), *named[c.path.parent].get(c.path.name, ())]
+        facts.append(RetentionFacts(
+            checkpoint=c, rank=ranks.get(c.id), awaits=awaits, protected=tuple(protected),
+            # One that the rule leaves out on purpose is not kept for want of a rank: the other rules decide.
+            unranked="" if c.id in ranks else unranked.get(c.id, ""),
+            deliberately_unranked=c.id in skipped,
+        ))
+    return tuple(facts)
+
+
+def _named_in(directory: Path) -> dict[str, list[str]]:
+    """Names in a directory that its symbolic links and tracker files refer to: a trainer still needs those."""
+    named: dict[str, list[str]] = {}
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    target = Path(os.path.normpath(directory / Path(entry.path).readlink()))
+                    if target.parent == directory:
+                        named.setdefault(target.name, []).append(f"{entry.name} links here")
+                elif entry.name in TRACKERS and entry.is_file() and entry.stat().st_size <= TRACKER_LIMIT:
+                    words = Path(entry.path).read_text(errors="replace").split()
+                    for word in words:
+                        named.setdefault(Path(word).name, []).append(f"named by {entry.name}")
+    except OSError:
+        pass  # gone or unreadable: then nothing is removed from it either
+    return named

@@ -1,0 +1,231 @@
+"""From the durable queue to recorded scores: recipes, dispatch to workers, and what their reports mean."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ckptwatch.core.dispatch import Waiting, choose
+from ckptwatch.errors import StateError
+from ckptwatch.model import Evaluation, EvaluationState, Failure, FailureKind
+from ckptwatch.recipes import ContentDigests, input_stamp, inspect_recipe
+from ckptwatch.settings import Settings
+from ckptwatch.store import checkpoints, evaluations, events, heartbeat, runs
+from ckptwatch.store.database import Connection, Database
+from ckptwatch.workers.devices import resolve
+from ckptwatch.workers.supervisor import Died, Pool, Report, Worker, describe_death
+from ckptwatch.workers.wire import Failed, Job, Result
+
+log = logging.getLogger(__name__)
+
+
+class EvaluationStage:
+    """Owns the worker pool. All methods run in the daemon's main thread."""
+
+    def __init__(self, db: Database, settings: Settings, report: Callable[[Report], None]) -> None:
+        self._db = db
+        self._settings = settings
+        self._contents = ContentDigests(settings.state_dir / "cache" / "contents.json")
+        self._stamps: dict[str, object] = {}
+        self._served: dict[int, float] = {}
+        rule = settings.workers
+        wanted = any(r.evaluate for r in settings.runs)
+        self.pool = Pool(devices=resolve(rule.devices) if wanted else (), report=report, threads=rule.threads,
+                         log_dir=settings.state_dir / "log", directory=settings.directory)
+
+    # ---- recipes -------------------------------------------------------------------------------------------------
+
+    def refresh_recipes(self, *, now: float) -> bool:
+        """Digest anew the recipes whose inputs may have changed. True if any digest or problem did."""
+        changed = False
+        for recipe in self._settings.recipes.values():
+            stamp = input_stamp(recipe)
+            if self._stamps.get(recipe.name) == stamp:
+                continue
+            digest, problems = inspect_recipe(recipe, self._contents)
+            problem = "; ".join(problems)
+            with self._db.write() as conn:
+                before = heartbeat.recipe_stands(conn).get(recipe.name)
+                heartbeat.record_recipe(conn, recipe.name, digest=digest, problem=problem, now=now)
+                evaluations.abandon_outdated(conn, recipe.name, digest, now=now)
+            self._stamps[recipe.name] = stamp
+            if before is None or (before.digest, before.problem) != (digest, problem):
+                changed = True
+                if problem:
+                    log.error("recipe %s cannot be used: %s", recipe.name, problem)
+                elif before is not None and before.digest != digest:
+                    log.warning("recipe %s changed: its earlier scores are no longer compared with new ones", recipe.name)
+        return changed
+
+    # ---- the queue -----------------------------------------------------------------------------------------------
+
+    def recover(self, *, now: float) -> None:
+        """After a start: what was running is not any more; scratch space of no use is cleared."""
+        with self._db.write() as conn:
+            for evaluation in evaluations.in_state(conn, EvaluationState.RUNNING):
+                evaluations.requeue(conn, evaluation.id, now=now)
+                log.info("evaluation %d was interrupted and waits again", evaluation.id)
+            keep = {str(e.id) for e in evaluations.unpublished(conn)}
+        work = self._settings.state_dir / "work"
+        for directory in work.iterdir() if work.is_dir() else ():
+            if directory.name not in keep:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def dispatch(self, *, now: float, mono: float) -> None:
+        """Give waiting evaluations to free workers."""
+        free = self.pool.free(mono)
+        if not free:
+            return
+        self._adopt_orphans(now)
+        with self._db.read() as conn:
+            rows = evaluations.waiting(conn)
+            if not rows:
+                return
+            running = evaluations.running_per_run(conn)
+            usable = {(n, s.digest) for n, s in heartbeat.recipe_stands(conn).items() if not s.problem}
+        waiting = [
+            Waiting(evaluation_id=r.id, run_id=r.run_id, order=(r.generation, _known(r.step), _known(r.epoch)),
+                    available_at=r.available_at, running=running.get(r.run_id, 0), served_at=self._served.get(r.run_id, 0.0))
+            for r in rows if (r.recipe, r.digest) in usable and r.recipe in self._settings.recipes
+        ]
+        run_of = {w.evaluation_id: w.run_id for w in waiting}
+        for worker, evaluation_id in zip(free, choose(waiting, free=len(free), now=now), strict=False):
+            self._served[run_of[evaluation_id]] = now
+            self._begin(worker, evaluation_id, now=now, mono=mono)
+
+    def _adopt_orphans(self, now: float) -> None:
+        """What is recorded as running, but by no worker of ours, lost its report to a database that could not be written."""
+        held = {_evaluation_id(w.job) for w in self.pool.workers if w.job}
+        with self._db.read() as conn:
+            orphans = [e for e in evaluations.in_state(conn, EvaluationState.RUNNING) if e.id not in held]
+        if orphans:
+            with self._db.write() as conn:
+                for orphan in orphans:
+                    evaluations.requeue(conn, orphan.id, now=now)
+
+    def _begin(self, worker: Worker, evaluation_id: int, *, now: float, mono: float) -> None:
+        with self._db.read() as conn:
+            evaluation = evaluations.evaluation(conn, evaluation_id)
+            assert evaluation is not None
+            checkpoint = checkpoints.checkpoint(conn, evaluation.checkpoint_id)
+            run = runs.run(conn, checkpoint.run_id)
+        label = "-".join(filter(None, (run.name, checkpoint.path.stem, evaluation.variant, str(evaluation.id))))
+        logfile = self._settings.state_dir / "log" / f"{label.replace('/', '_')[-200:]}.log"
+        work_dir = self._settings.state_dir / "work" / str(evaluation.id)
+        cache = self._settings.state_dir / "cache"
+        try:
+            shutil.rmtree(work_dir, ignore_errors=True)
+            for directory in (logfile.parent, work_dir, cache):
+                directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError("prepare an evaluation", error.strerror or str(error), path=work_dir) from error
+        with self._db.write() as conn:
+            if not evaluations.claim(conn, evaluation.id, log=logfile, now=now):
+                return
+        rule = self._settings.root_rule(run.root)
+        job = Job(
+            job=f"{evaluation.id}#{evaluation.attempts + 1}", checkpoint=checkpoint.path, format=checkpoint.format,
+            run=run.name, step=checkpoint.step, epoch=checkpoint.epoch, variant=evaluation.variant,
+            recipe=self._settings.recipes[evaluation.recipe], work_dir=work_dir, cache_dir=cache, log=logfile,
+            trusted=bool(rule and rule.trusted))
+        log.info("%s: evaluating %s on %s", run.name, checkpoint.path.name, worker.device)
+        self.pool.assign(worker, job, mono)
+
+    # ---- reports -------------------------------------------------------------------------------------------------
+
+    def handle(self, report: Report, *, now: float, mono: float) -> int | None:
+        """Take in a worker's report. Returns the id of the run whose scores or queue changed."""
+        worker = self.pool.handle(report, mono)
+        if worker is None:
+            return None
+        if isinstance(report, Died):
+            return self._died(worker, report, now=now, mono=mono)
+        document = report.document
+        if not isinstance(document, Result | Failed) or worker.job is None or document.job != worker.job.job:
+            return None
+        evaluation_id = _evaluation_id(worker.job)
+        self.pool.release(worker, mono)
+        if isinstance(document, Failed):
+            return self._failed(evaluation_id, document.failure, now)
+        return self._succeeded(evaluation_id, document, now)
+
+    def _succeeded(self, evaluation_id: int, result: Result, now: float) -> int | None:
+        with self._db.write() as conn:
+            if not evaluations.finish(conn, evaluation_id, results=result.scores, seconds=result.seconds,
+                                      samples=result.samples, now=now):
+                return None
+            run_id, run, path = _owner(conn, evaluation_id)
+            values = {s.metric: s.value for s in result.scores}
+            told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            events.append(conn, now=now, kind="evaluated", run=run, path=path, message=told,
+                          data={"seconds": result.seconds, "warnings": list(result.warnings)})
+        log.info("%s: evaluated %s in %.1f s: %s", run, path.name, result.seconds, told)
+        for warning in result.warnings:
+            log.warning("%s: %s: %s", run, path.name, warning)
+        return run_id
+
+    def _failed(self, evaluation_id: int, failure: Failure, now: float) -> int | None:
+        rule = self._settings.workers
+        with self._db.write() as conn:
+            evaluation = evaluations.evaluation(conn, evaluation_id)
+            assert evaluation is not None
+            delay = min(rule.retry_after * 4 ** (evaluation.attempts - 1), max(3600.0, rule.retry_after))
+            if not evaluations.fail(conn, evaluation_id, failure, attempts=rule.attempts, retry_at=now + delay, now=now):
+                return None
+            after = evaluations.evaluation(conn, evaluation_id)
+            run_id, run, path = _owner(conn, evaluation_id)
+            given_up = after is not None and after.state is EvaluationState.FAILED
+            events.append(conn, now=now, kind="evaluation_failed" if given_up else "attempt_failed", run=run, path=path,
+                          message=failure.message, data={"kind": failure.kind, "attempt": evaluation.attempts})
+        outcome = "given up; the checkpoint is kept unranked" if given_up else f"next attempt in {delay:.0f} s"
+        log.warning("%s: attempt %d at %s failed (%s): %s; %s", run, evaluation.attempts, path.name, failure.kind,
+                    failure.message, outcome)
+        return run_id
+
+    def _died(self, worker: Worker, report: Died, *, now: float, mono: float) -> int | None:
+        job, why = worker.job, worker.ending
+        self.pool.release(worker, mono)
+        if job is None:
+            log.warning("worker %s %s", worker.id, describe_death(report.returncode))
+            return None
+        if why:
+            failure = Failure(kind=FailureKind.TIMEOUT, message=why, hint="raise workers.timeout, or lower samples")
+        else:
+            failure = Failure(
+                kind=FailureKind.CRASH, message=f"the worker {describe_death(report.returncode)}", hint=f"see {job.log}")
+        return self._failed(_evaluation_id(job), failure, now)
+
+    def enforce_limits(self, *, mono: float) -> None:
+        """End workers that take longer than they may."""
+        limit = self._settings.workers.timeout
+        for worker in self.pool.overdue(limit, mono):
+            self.pool.kill(worker, f"no result after {mono - worker.since:.0f} s")
+
+    def stop(self, *, now: float) -> None:
+        """End all workers; what they worked on waits again."""
+        self.pool.close()
+        with self._db.write() as conn:
+            for worker in self.pool.workers:
+                if worker.job is not None:
+                    evaluations.requeue(conn, _evaluation_id(worker.job), now=now)
+
+    def discard_work(self, evaluation: Evaluation) -> None:
+        shutil.rmtree(self._settings.state_dir / "work" / str(evaluation.id), ignore_errors=True)
+
+
+def _known(count: int | None) -> int:
+    """As in Checkpoint.order: unknown comes first."""
+    return -1 if count is None else count
+
+
+def _evaluation_id(job: Job) -> int:
+    return int(job.job.partition("#")[0])
+
+
+def _owner(conn: Connection, evaluation_id: int) -> tuple[int, str, Path]:
+    """(run id, run name, checkpoint path)."""
+    evaluation = evaluations.evaluation(conn, evaluation_id)
+    assert evaluation is not None
+    checkpoint = checkpoints.checkpoint(conn, evaluation.checkpoint_id)
+    return checkpoint.run_id, runs.run(conn, checkpoint.run_id).name, checkpoint.path
+

@@ -1,0 +1,213 @@
+"""From a root to recorded checkpoints: is it the right root, what settled, which run, step and generation."""
+
+import logging
+from pathlib import Path, PurePosixPath
+
+from ckptwatch.apply.places import Marker, place_marker, read_marker
+from ckptwatch.core.generations import next_generation
+from ckptwatch.core.naming import parse_name, run_name
+from ckptwatch.errors import RootError
+from ckptwatch.formats.base import formats
+from ckptwatch.model import CheckpointEvent, CheckpointState, Identity, Run
+from ckptwatch.settings import RootRule
+from ckptwatch.store import checkpoints, evaluations, events, runs
+from ckptwatch.store.database import Connection, Database
+from ckptwatch.watch.catalogue import Catalogue, Finding, Found, Vanished
+from ckptwatch.watch.scanner import scan
+
+log = logging.getLogger(__name__)
+
+
+class Intake:
+    """Keeps the record of one root true. Nothing of a root with a problem is forgotten, removed or judged."""
+
+    def __init__(self, db: Database, rule: RootRule, *, observe_only: bool = False) -> None:
+        self.rule = rule
+        self.problem = "not looked at yet"
+        self._db = db
+        self._observe_only = observe_only
+        self._catalogue = Catalogue(root=rule.root, quiet=rule.quiet)
+        self._remembered = False
+
+    @property
+    def writing(self) -> dict[Path, str]:
+        """Entries being written, or not yet settled, and why."""
+        return {} if self.problem else self._catalogue.writing
+
+    @property
+    def recheck_at(self) -> float | None:
+        return None if self.problem else self._catalogue.recheck_at
+
+    def check(self, *, now: float) -> None:
+        """Is it the right root? `problem` says if not."""
+        self._is_right_root(now)
+
+    def start_over(self) -> None:
+        """What was seen could not be recorded: take the record anew and look again."""
+        self._catalogue = Catalogue(root=self.rule.root, quiet=self.rule.quiet)
+        self._remembered = False
+
+    def scan(self, top: Path, *, now: float) -> set[int]:
+        """Look at `top` and everything below. Returns the ids of the runs that changed."""
+        if not self._is_right_root(now):
+            return set()
+        seen = scan(top, root=self.rule.root, formats=formats(), exclude=self.rule.exclude)
+        for directory, cause in seen.unreadable:
+            log.warning("cannot read %s: %s; what is recorded below it stands", directory, cause)
+        changed = self._record(self._catalogue.observe(seen, top=top, now=now), now)
+        if top == self.rule.root:
+            with self._db.write() as conn:
+                runs.note_root(conn, self.rule.root, problem="", scanned_at=now)
+        return changed
+
+    def settle(self, *, now: float) -> set[int]:
+        """Look again at what had not settled."""
+        return set() if self.problem else self._record(self._catalogue.settle(now=now), now)
+
+    def moved_away(self, path: Path) -> None:
+        """We put it into the trash: its absence is no news."""
+        self._catalogue.forget(path)
+
+    def came_back(self, path: Path, identity: Identity) -> None:
+        """We restored it: its presence is no news."""
+        self._catalogue.remember({path: identity})
+
+    # ---- the right root ------------------------------------------------------------------------------------------
+
+    def _is_right_root(self, now: float) -> bool:
+        try:
+            self._check_root(now)
+            self.problem, before = "", self.problem
+            if before and self._remembered:
+                log.info("%s is back", self.rule.root)
+        except RootError as error:
+            if self.problem != str(error):
+                log.error("%s", error)
+            self.problem = str(error)
+            with self._db.write() as conn:
+                if runs.root(conn, self.rule.root) is None:
+                    runs.record_root(conn, self.rule.root, uuid="", device=0)
+                runs.note_root(conn, self.rule.root, problem=self.problem)
+            return False
+        if not self._remembered:
+            with self._db.read() as conn:
+                self._catalogue.remember(checkpoints.known_identities(conn, self.rule.root))
+            self._remembered = True
+        return True
+
+    def _check_root(self, now: float) -> None:
+        root = self.rule.root
+        marker = read_marker(root)
+        with self._db.read() as conn:
+            known = runs.root(conn, root)
+        if known is None or not known.uuid:
+            uuid = self._identify(marker)
+            with self._db.write() as conn:
+                if known is not None:
+                    runs.adopt_root(conn, root, uuid=uuid, device=root.stat().st_dev)
+                else:
+                    runs.record_root(conn, root, uuid=uuid, device=root.stat().st_dev)
+            return
+        if self._observe_only and known.uuid == "observed":
+            return
+        if marker is None:
+            raise RootError(
+                "watch", "its marker is gone: another directory, or an empty mount point, stands in its place", path=root,
+                hint="mount the right one; nothing is removed or forgotten meanwhile. If it was emptied on purpose, "
+                     f"put the marker back: echo '{{\"uuid\": \"{known.uuid}\"}}' > {root}/.ckptwatch/root.json")
+        if marker.uuid != known.uuid:
+            raise RootError("watch", "it is another root than the one recorded under this path", path=root,
+                            hint="use another state_dir for it, or mount the recorded one")
+        if marker.device != known.device:
+            with self._db.write() as conn:
+                runs.rebase_root(conn, root, device=marker.device)
+                events.append(conn, now=now, kind="root_remounted", path=root, message="same marker, new device number")
+
+    def _identify(self, marker: Marker | None) -> str:
+        if marker is not None:
+            return marker.uuid
+        return "observed" if self._observe_only else place_marker(self.rule.root).uuid
+
+    # ---- what was found ------------------------------------------------------------------------------------------
+
+    def _record(self, findings: list[Finding], now: float) -> set[int]:
+        if not findings:
+            return set()
+        changed: set[int] = set()
+        begun: set[int] = set()  # runs seen for the first time in this look: their checkpoints are a back catalogue
+        # In step order, so that a back catalogue is one generation whatever order the directory lists it in.
+        findings = sorted(findings, key=_in_step_order)
+        with self._db.write() as conn:
+            for finding in findings:
+                run_id = self._vanished(conn, finding, now) if isinstance(finding, Vanished) else \
+                    self._found(conn, finding, begun, now)
+                if run_id is not None:
+                    changed.add(run_id)
+        return changed
+
+    def _vanished(self, conn: Connection, finding: Vanished, now: float) -> int | None:
+        before = checkpoints.living(conn, finding.path)
+        if before is None:
+            return None
+        checkpoints.move(conn, before.id, CheckpointEvent.VANISHED)
+        evaluations.abandon(conn, before.id, now=now)
+        run = runs.run(conn, before.run_id)
+        events.append(conn, now=now, kind="gone", run=run.name, path=finding.path, message="removed by somebody else")
+        log.info("%s: %s is gone (removed by somebody else)", run.name, finding.path.name)
+        return run.id
+
+    def _found(self, conn: Connection, found: Found, begun: set[int], now: float) -> int | None:
+        before = checkpoints.living(conn, found.path)
+        if before is not None:
+            if before.identity == found.identity and before.state is CheckpointState.COMPLETE:
+                return None
+            checkpoints.move(conn, before.id, CheckpointEvent.REWRITTEN)
+            evaluations.abandon(conn, before.id, now=now)
+        elif (back := checkpoints.departed(conn, found.path, found.identity)) and found.facts.complete:
+            checkpoints.move(conn, back.id, CheckpointEvent.FOUND_COMPLETE)
+            evaluations.revive(conn, back.id, now=now)
+            self._tell(conn, runs.run(conn, back.run_id), "returned", found, "the same file is back", now)
+            return back.run_id
+        return self._new(conn, found, begun, rewritten=before is not None, now=now)
+
+    def _new(self, conn: Connection, found: Found, begun: set[int], *, rewritten: bool, now: float) -> int:
+        relative = PurePosixPath(found.path.parent.relative_to(self.rule.root).as_posix())
+        name = run_name(relative)
+        run, is_new = runs.run_named(conn, self.rule.root, name, path=self.rule.root / name, now=now)
+        if is_new:
+            begun.add(run.id)
+        generation = self._generation(conn, run, found, back_catalogue=run.id in begun)
+        checkpoint = checkpoints.record(
+            conn, run_id=run.id, path=found.path, identity=found.identity, facts=found.facts,
+            role=parse_name(found.path.name).role, generation=generation, now=now)
+        if found.facts.complete:
+            runs.new_checkpoint(conn, run.id, now=now)
+            self._tell(conn, run, "rewritten" if rewritten else "found", found, checkpoint.evidence, now)
+        else:
+            self._tell(conn, run, "incomplete", found, checkpoint.evidence, now)
+        return run.id
+
+    def _generation(self, conn: Connection, run: Run, found: Found, *, back_catalogue: bool) -> int:
+        newest = checkpoints.newest(conn, run.id)
+        step, newest_step = found.facts.step, newest.step if newest else None
+        if newest is not None and step is None and newest_step is None:
+            step, newest_step = found.facts.epoch, newest.epoch  # a run that counts only epochs starts over just the same
+        return next_generation(
+            newest=None if newest is None else (newest.generation, newest_step),
+            newest_mtime=None if newest is None else newest.identity.mtime_ns / 1e9,
+            step=step, mtime=found.identity.mtime_ns / 1e9, back_catalogue=back_catalogue)
+
+    def _tell(self, conn: Connection, run: Run, kind: str, found: Found, message: str, now: float) -> None:
+        events.append(conn, now=now, kind=kind, run=run.name, path=found.path, message=message,
+                      data={"step": found.facts.step, "bytes": found.identity.size, "format": found.facts.format})
+        level = logging.INFO if found.facts.complete else logging.WARNING
+        log.log(level, "%s: %s %s (%s)", run.name, kind, found.path.name, message)
+
+
+
+def _in_step_order(finding: Finding) -> tuple[int, int, str]:
+    """What vanished first, then by step, epoch and name."""
+    if isinstance(finding, Vanished):
+        return (-2, -2, str(finding.path))
+    step, epoch = finding.facts.step, finding.facts.epoch
+    return (-1 if step is None else step, -1 if epoch is None else epoch, str(finding.path))

@@ -1,0 +1,297 @@
+"""From an assessment to the disk: queue what is due, move aliases, then remove, then publish. In that order, always."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from ckptwatch.apply.linker import AliasError, apply_aliases
+from ckptwatch.apply.places import run_dir
+from ckptwatch.apply.pruner import Pruner
+from ckptwatch.core.naming import suffix_of
+from ckptwatch.errors import RemovalRefused
+from ckptwatch.model import Checkpoint, Contender, Decision, Evaluation, Place, RemovalState, Run
+from ckptwatch.planning import Assessment, assess
+from ckptwatch.publish.samples import publish_samples, samples_directory, write_overview
+from ckptwatch.publish.scalars import Scalars, points_of
+from ckptwatch.publish.summary import summary_lines
+from ckptwatch.publish.tracker import write_results, write_tracker
+from ckptwatch.settings import Settings
+from ckptwatch.stages.intake import Intake
+from ckptwatch.store import checkpoints, evaluations, events, removals, runs
+from ckptwatch.store.database import Database
+
+log = logging.getLogger(__name__)
+
+
+class KeepingStage:
+    """Acts on runs, one at a time. `dry_run` decides everything and changes nothing below the roots."""
+
+    def __init__(self, db: Database, settings: Settings, intakes: dict[Path, Intake], *, dry_run: bool = False) -> None:
+        self._db = db
+        self._settings = settings
+        self._intakes = intakes
+        self._passive = dry_run or settings.observe_only
+        self._pruners = {root: Pruner(db, root) for root in intakes}
+        self._scalars: dict[int, Scalars] = {}
+        self._recovered: set[Path] = set()
+        self._told: dict[int, object] = {}     # run → what the log last said of its best
+        self._refused: dict[int, str] = {}     # checkpoint → why it could not be removed, said once
+        self._alias_problems: dict[int, str] = {}
+
+    @property
+    def alias_problems(self) -> dict[int, str]:
+        """Run id → why its aliases could not be set."""
+        return self._alias_problems
+
+    def pruner(self, root: Path) -> Pruner:
+        return self._pruners[root]
+
+    def recover(self, root: Path, *, now: float) -> None:
+        """Finish the removals of a root that a crash interrupted, once, as soon as the root is the right one."""
+        if root in self._recovered or self._passive or self._intakes[root].problem:
+            return
+        if count := self._pruners[root].recover(now=now):
+            log.info("%s: finished %d interrupted removals", root, count)
+        self._recovered.add(root)
+
+    def process(self, run_id: int, *, now: float) -> Assessment | None:
+        """Bring one run in order. None if its root has a problem: then nothing about it is decided."""
+        with self._db.read() as conn:
+            run = runs.run(conn, run_id)
+        intake = self._intakes.get(run.root)
+        if intake is None or intake.problem:
+            return None
+        self.recover(run.root, now=now)
+        assessment = self._enqueue(run, now)
+        if not self._passive:
+            self._link(assessment, now)
+            if run_id not in self._alias_problems:
+                self._prune(assessment, intake, now)
+            self._publish(assessment, now)
+        self._record_standing(assessment)
+        self._tell(assessment)
+        return assessment
+
+    def _enqueue(self, run: Run, now: float) -> Assessment:
+        with self._db.read() as conn:
+            assessment = assess(conn, run, self._settings, now=now)
+        if not assessment.due or assessment.stand is None or assessment.recipe is None:
+            return assessment
+        with self._db.write() as conn:
+            for item in assessment.due:
+                evaluations.enqueue(conn, item.checkpoint_id, variant=item.variant, recipe=assessment.recipe.name,
+                                    digest=assessment.stand.digest, now=now)
+            return assess(conn, run, self._settings, now=now)
+
+    # ---- aliases -------------------------------------------------------------------------------------------------
+
+    def _link(self, a: Assessment, now: float) -> None:
+        try:
+            changes = apply_aliases(a.aliases, record_dir=run_dir(a.run.root, a.run.name))
+        except AliasError as error:
+            if self._alias_problems.get(a.run.id) != str(error):
+                log.error("%s: %s; nothing is removed from this run meanwhile", a.run.name, error)
+            self._alias_problems[a.run.id] = str(error)
+            return
+        self._alias_problems.pop(a.run.id, None)
+        if changes:
+            with self._db.write() as conn:
+                for change in changes:
+                    events.append(conn, now=now, kind="alias", run=a.run.name, message=change)
+            log.info("%s: %s", a.run.name, ", ".join(changes))
+
+    # ---- removals ------------------------------------------------------------------------------------------------
+
+    def _prune(self, a: Assessment, intake: Intake, now: float) -> None:
+        if a.plan.held:
+            return
+        for decision in a.plan.removals:
+            self._remove(decision, a, intake, now)
+
+    def _remove(self, decision: Decision, a: Assessment, intake: Intake, now: float) -> None:
+        checkpoint = decision.checkpoint
+        reason = "; ".join(decision.reasons)
+        try:
+            self._last_look(checkpoint, a)
+            self._pruners[a.run.root].remove(checkpoint, run=a.run.name, reason=reason, grace=a.rule.grace, now=now)
+        except RemovalRefused as error:
+            if self._refused.get(checkpoint.id) != error.cause:
+                log.warning("%s: %s", a.run.name, error)
+            self._refused[checkpoint.id] = error.cause
+            return
+        intake.moved_away(checkpoint.path)
+        log.info("%s: removed %s to trash: %s", a.run.name, checkpoint.path.name, reason)
+
+    def _last_look(self, checkpoint: Checkpoint, a: Assessment) -> None:
+        """The last refusals stand next to the deletion, whatever the plan says (design: invariant 2)."""
+        def refuse(cause: str) -> RemovalRefused:
+            return RemovalRefused("remove", cause, path=checkpoint.path, hint="it is kept")
+
+        if a.rule.keep is None:
+            raise refuse("its run has no keep rule")
+        # At least one other whole checkpoint must be there, on disk, at this moment.
+        staying = [d.checkpoint for d in a.plan.decisions if d.checkpoint.id != checkpoint.id
+                   and d not in a.plan.removals and os.path.lexists(d.checkpoint.path)]
+        if not staying:
+            raise refuse("it is the only checkpoint left of its run")
+        if any(alias.target == checkpoint.path for alias in a.aliases):
+            raise refuse("an alias points to it")
+
+    def purge_due(self, *, now: float) -> set[int]:
+        """Empty the trash of what has outlived its grace period. Returns ids of the runs concerned."""
+        with self._db.read() as conn:
+            due = [r for r in removals.in_state(conn, RemovalState.TRASHED) if r.purge_at <= now]
+            owner = {r.id: checkpoints.checkpoint(conn, r.checkpoint_id).run_id for r in due}
+            roots = {r.id: runs.run(conn, owner[r.id]).root for r in due}
+        touched = set()
+        for removal in due if not self._passive else ():
+            intake = self._intakes.get(roots[removal.id])
+            if intake is None or intake.problem:
+                continue
+            try:
+                self._pruners[roots[removal.id]].purge(removal, run=removal.run, by="ckptwatch", now=now)
+            except RemovalRefused as error:
+                log.warning("%s", error)
+                continue
+            touched.add(owner[removal.id])
+            log.info("%s: purged %s from trash", removal.run, removal.original.name)
+        return touched
+
+    # ---- publishing ----------------------------------------------------------------------------------------------
+
+    def _publish(self, a: Assessment, now: float) -> None:
+        directory = run_dir(a.run.root, a.run.name)
+        keep_best = a.rule.keep.best if a.rule.keep else None
+        try:
+            if self._settings.publish.json and a.ranking is not None:
+                write_tracker(directory, run=a.run.name, ranking=a.ranking, keep_best=keep_best,
+                              checkpoints=a.checkpoints, now=now)
+            fresh = [e for e in a.evaluations if e.state == "done" and not e.published]
+            for evaluation in fresh:
+                self._publish_evaluation(evaluation, a, directory)
+            if fresh and self._settings.publish.samples:
+                self._overview(a, directory)
+            if self._settings.publish.tensorboard:
+                self._publish_scalars(a)
+        except OSError as error:
+            log.error("%s: cannot publish below %s: %s", a.run.name, directory, error.strerror or error)
+
+    def _publish_evaluation(self, evaluation: Evaluation, a: Assessment, directory: Path) -> None:
+        contender = _contender(a, evaluation)
+        target = None
+        if contender is not None and self._settings.publish.samples and evaluation.samples and evaluation.samples.is_dir():
+            stem = contender.path.name.removesuffix(suffix_of(contender.path.name))
+            target = samples_directory(directory, stem, contender.variant)
+            publish_samples(evaluation.samples, target)
+        with self._db.write() as conn:
+            evaluations.mark_published(conn, evaluation.id, samples=target)
+        shutil.rmtree(self._settings.state_dir / "work" / str(evaluation.id), ignore_errors=True)
+
+    def _publish_scalars(self, a: Assessment) -> None:
+        """All points of the run; only those that are new, or whose IsBest changed, are written."""
+        best = a.ranking.best if a.ranking else None
+        finished = {(e.checkpoint_id, e.variant): e.finished_at or 0.0 for e in a.evaluations if e.scores}
+        points = [
+            point for c in a.contenders if c.scores and c.digest is not None
+            for point in points_of(c, is_best=best is not None and _same(best, c),
+                                   wall_time=finished.get((c.checkpoint_id, c.variant), 0.0))
+        ]
+        if points:
+            self._scalars_of(a.run).reconcile(points)
+
+    def _overview(self, a: Assessment, directory: Path) -> None:
+        with self._db.read() as conn:
+            done = [e for e in evaluations.of_checkpoints_in(conn, a.run.id) if e.samples and e.samples.is_dir()]
+            rows = []
+            for e in done:
+                c = checkpoints.checkpoint(conn, e.checkpoint_id)
+                metric = a.ranking.metric if a.ranking else ""
+                contender = _contender(a, e)
+                score = (contender.scores if contender else e.scores).get(metric)
+                count = c.step if c.step is not None else f"epoch {c.epoch}"
+                label = " ".join(filter(None, (str(count), e.variant, f"{score.value:.4g}" if score else "")))
+                rows.append((c.order, label, e.samples))
+        if rows:
+            rows.sort(key=lambda r: r[0])
+            write_overview(directory / "evaluation_samples", [(label, samples) for _, label, samples in rows if samples],
+                           directory / "evaluation_samples" / "overview.jpg")
+
+    def _scalars_of(self, run: Run) -> Scalars:
+        if run.id not in self._scalars:
+            self._scalars[run.id] = Scalars(run_dir(run.root, run.name) / "tensorboard")
+        return self._scalars[run.id]
+
+    # ---- the end of a run ----------------------------------------------------------------------------------------
+
+    def end_silent_runs(self, *, now: float, at_once: bool = False) -> None:
+        """Runs without a new checkpoint for long, or with a final one, have ended: write their results."""
+        with self._db.read() as conn:
+            alive = runs.silent(conn)
+            waiting = {r.run_id for r in evaluations.waiting(conn)} | set(evaluations.running_per_run(conn))
+        for run, newest_at in alive:
+            rule = self._settings.rule_for(run.name)
+            if run.id in waiting or not (at_once or now - newest_at >= rule.ended_after):
+                continue
+            why = "processed once" if at_once else f"no new checkpoint for {(now - newest_at) / 3600:.1f} h"
+            self._end(run, why, now)
+
+    def _end(self, run: Run, why: str, now: float) -> None:
+        intake = self._intakes.get(run.root)
+        if intake is None or intake.problem:
+            return
+        with self._db.read() as conn:
+            a = assess(conn, run, self._settings, now=now)
+        if a.ranking is not None:
+            for line in summary_lines(run.name, a.ranking, a.rule.keep.best if a.rule.keep else None):
+                log.info("%s", line)
+            if self._settings.publish.json and not self._passive:
+                try:
+                    write_results(run_dir(run.root, run.name), run=run.name, ranking=a.ranking, ended=why,
+                                  keep_best=a.rule.keep.best if a.rule.keep else None, checkpoints=a.checkpoints, now=now)
+                except OSError as error:
+                    log.error("%s: cannot write results: %s", run.name, error.strerror or error)
+        with self._db.write() as conn:
+            runs.end(conn, run.id, now=now)
+            events.append(conn, now=now, kind="ended", run=run.name, message=why)
+
+    # ---- what people see -----------------------------------------------------------------------------------------
+
+    def _record_standing(self, a: Assessment) -> None:
+        best = a.ranking.best if a.ranking else None
+        standing = runs.Standing(
+            best_checkpoint_id=best.contender.checkpoint_id if best else None,
+            best_metric=best.score.metric if best else None, best_value=best.score.value if best else None,
+            best_variant=best.contender.variant if best else None,
+            last_checkpoint_id=a.last.id if a.last else None,
+            # What is held or was refused is still there to be reclaimed.
+            reclaimable_bytes=sum(d.checkpoint.identity.size for d in a.plan.removals if d.checkpoint.path.exists()),
+            planned_removals=sum(d.checkpoint.path.exists() for d in a.plan.removals), held=a.plan.held)
+        with self._db.write() as conn:
+            if runs.standing(conn, a.run.id) != standing:
+                runs.record_standing(conn, a.run.id, standing)
+
+    def _tell(self, a: Assessment) -> None:
+        best = a.ranking.best if a.ranking else None
+        key = (best.contender.checkpoint_id, best.contender.variant, a.plan.held) if best else a.plan.held
+        if self._told.get(a.run.id) == key:
+            return
+        self._told[a.run.id] = key
+        if a.ranking is not None and best is not None:
+            for line in summary_lines(a.run.name, a.ranking, a.rule.keep.best if a.rule.keep else None):
+                log.info("%s", line)
+        if a.plan.held:
+            log.warning("%s: %s", a.run.name, a.plan.held)
+
+    def close(self) -> None:
+        for scalars in self._scalars.values():
+            scalars.close()
+
+
+def _contender(a: Assessment, evaluation: Evaluation) -> Contender | None:
+    return next((c for c in a.contenders if c.checkpoint_id == evaluation.checkpoint_id
+                 and c.variant == evaluation.variant and c.digest == evaluation.digest), None)
+
+
+def _same(place: Place, contender: Contender) -> bool:
+    return (place.contender.checkpoint_id, place.contender.variant) == (contender.checkpoint_id, contender.variant)

@@ -1,0 +1,212 @@
+"""The state of everything at one moment, gathered for `status`: database, running daemon, disk. Changes nothing.
+
+`Status` is plain data; `as_json` is the public form (design.md §5), `cli/status.py` what a person sees.
+"""
+
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ckptwatch import __version__, control
+from ckptwatch.errors import CkptwatchError
+from ckptwatch.settings import Settings
+from ckptwatch.store import heartbeat, overview, runs
+from ckptwatch.store.database import open_reading
+from ckptwatch.store.heartbeat import Heartbeat
+from ckptwatch.store.overview import FailedEvaluation, RunOverview
+
+LOW_DISK_CHECKPOINTS = 2  # room for fewer more of the largest recent checkpoint than this is a warning
+VERSION = 1
+
+
+class Level(StrEnum):
+    OK = "OK"
+    BUSY = "BUSY"
+    WARN = "WARN"
+    FAIL = "FAIL"
+    DOWN = "DOWN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    level: Level       # WARN or FAIL
+    message: str       # what is wrong, with the numbers
+    fix: str = ""      # the command that mends it, or shows more
+    run: str | None = None
+    details: Mapping[str, str] = field(default_factory=dict)  # "log": path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    path: Path
+    free: int
+    total: int
+
+
+@dataclass(kw_only=True)
+class Status:
+    now: float
+    host: str
+    daemon: str                       # "running", "stopped", "down" (died without saying so), "never"
+    beat: Heartbeat | None
+    live: Mapping[str, Any]           # what only a running daemon knows; {} without one
+    queue: dict[str, int]
+    runs: list[RunOverview]
+    alerts: list[Alert]
+    disks: list[Disk]
+    purges: dict[int, float]
+    scanned_at: float | None
+    roots: list[Path]
+
+    @property
+    def level(self) -> Level:
+        if self.daemon != "running":
+            return Level.DOWN
+        if any(a.level is Level.FAIL for a in self.alerts):
+            return Level.FAIL
+        if self.alerts:
+            return Level.WARN
+        return Level.BUSY if any(w.get("checkpoint") for w in self.live.get("workers", ())) else Level.OK
+
+
+def gather(settings: Settings, *, run: str | None = None, now: float) -> Status:
+    """Everything, or of one run. Raises StateError if the database cannot be read, UsageError for an unknown run."""
+    from ckptwatch.commands import find_run
+
+    live = _live(settings.state_dir)
+    db = open_reading(settings.state_dir)
+    status = Status(
+        now=now, host=socket.gethostname(), daemon="running" if live else "never", beat=None, live=live or {}, queue={},
+        runs=[], alerts=[], disks=[], purges={}, scanned_at=None, roots=[r.root for r in settings.roots])
+    if db is not None:
+        try:
+            with db.read() as conn:
+                wanted = find_run(conn, run).id if run is not None else None
+                status.beat = heartbeat.read(conn)
+                status.runs = overview.run_overviews(conn, wanted)
+                status.queue = overview.queue_counts(conn)
+                status.purges = overview.next_purge(conn)
+                failed = overview.failures(conn)
+                broken = overview.incomplete(conn)
+                known_roots = runs.all_roots(conn)
+                stands = heartbeat.recipe_stands(conn)
+        finally:
+            db.close()
+        status.scanned_at = min((r.scanned_at for r in known_roots if r.scanned_at), default=None)
+        names = {r.id: r.name for r in status.runs}
+        configured = {r.root for r in settings.roots}
+        status.alerts += [Alert(level=Level.FAIL, message=r.problem, fix="ckptwatch run -c CONFIG logs the same at start")
+                          for r in known_roots if r.problem and r.path in configured]
+        status.alerts += [Alert(level=Level.FAIL, message=f"recipe {s.name} cannot be used: {s.problem}",
+                                fix="put the files in place, or mend the recipe: ckptwatch check-config CONFIG")
+                          for s in stands.values() if s.problem and s.name in settings.recipes]
+        status.alerts += [_failed(f, names[f.run_id]) for f in failed if f.run_id in names]
+        status.alerts += [
+            Alert(level=Level.WARN, run=names[owner], message=f"{path.name} is not whole: {evidence}",
+                  fix=f"ckptwatch inspect {path}")
+            for owner, path, evidence, _ in broken if owner in names]
+    if not live and status.beat is not None:
+        status.daemon = "stopped" if status.beat.stopped_at is not None else "down"
+    status.alerts += _run_alerts(status)
+    status.disks = _disks(settings, status)
+    status.alerts.sort(key=lambda a: a.level is not Level.FAIL)
+    return status
+
+
+def _live(state_dir: Path) -> Mapping[str, Any] | None:
+    try:
+        return control.request(state_dir, "live", patience=5.0)
+    except CkptwatchError as error:
+        return {"trouble": f"the daemon does not answer: {error}", "workers": [], "alias_problems": {}, "writing": {}}
+
+
+def _failed(f: FailedEvaluation, run: str) -> Alert:
+    name = f"{run}@{f.step}" if f.step is not None else str(f.path)
+    variant = f" [{f.variant}]" if f.variant else ""
+    message = f"evaluation of {name}{variant} failed ({f.kind}): {f.message}"
+    details = {"log": f.log} if f.log else {}
+    if f.hint:
+        details["hint"] = f.hint
+    if f.state == "failed":
+        return Alert(level=Level.FAIL, run=run, message=f"{message}; tried {f.attempts}×, kept until evaluated",
+                     fix=f"ckptwatch retry {name}", details=details)
+    return Alert(level=Level.WARN, run=run, message=f"{message}; attempt {f.attempts}, another follows", details=details)
+
+
+def _run_alerts(status: Status) -> list[Alert]:
+    alerts = [
+        Alert(level=Level.WARN, run=r.name, message=r.held, fix=f"ckptwatch plan {r.name}; ckptwatch approve {r.name}")
+        for r in status.runs if r.held]
+    problems = status.live.get("alias_problems", {})
+    alerts += [Alert(level=Level.FAIL, run=r.name, message=problems[str(r.id)], fix="mend it; nothing is removed meanwhile")
+               for r in status.runs if str(r.id) in problems]
+    if trouble := status.live.get("trouble"):
+        alerts.append(Alert(level=Level.FAIL, message=trouble))
+    return alerts
+
+
+def _disks(settings: Settings, status: Status) -> list[Disk]:
+    """One per filesystem; room for too few checkpoints is an alert."""
+    disks: dict[int, Disk] = {}
+    for root in settings.roots:
+        try:
+            device = root.root.stat().st_dev
+            usage = shutil.disk_usage(root.root)
+        except OSError:
+            continue
+        disks.setdefault(device, Disk(path=root.root, free=usage.free, total=usage.total))
+    sizes = [r.bytes / max(1, r.counts.get("complete", 0) + r.counts.get("incomplete", 0)) for r in status.runs if r.bytes]
+    typical = max(sizes, default=0.0)
+    for disk in disks.values():
+        if typical and disk.free < LOW_DISK_CHECKPOINTS * typical:
+            trashed = sum(r.trash_bytes for r in status.runs)
+            status.alerts.append(Alert(
+                level=Level.WARN, message=f"{disk.path}: room for {int(disk.free / typical)} more checkpoints",
+                fix="ckptwatch trash --purge" if trashed else "see ckptwatch plan"))
+    return list(disks.values())
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    """The public form. The same keys whatever is broken; raw bytes, seconds, null."""
+    beat = status.beat
+    return {
+        "version": VERSION,
+        "level": str(status.level),
+        "now": status.now,
+        "daemon": {
+            "state": status.daemon, "pid": beat.pid if beat else None, "since": beat.since if beat else None,
+            "version": beat.version if beat else __version__, "stopped_at": beat.stopped_at if beat else None,
+            "last_words": beat.last_words if beat else None, "scanned_at": status.scanned_at,
+        },
+        "workers": [
+            {"id": w["id"], "device": w["device"], "state": w["state"], "checkpoint": w["checkpoint"],
+             "progress": w["progress"]} for w in status.live.get("workers", ())
+        ],
+        "queue": {"queued": status.queue.get("pending", 0), "running": status.queue.get("running", 0),
+                  "failed": status.queue.get("failed", 0), "done": status.queue.get("done", 0)},
+        "writing": dict(status.live.get("writing", {})),
+        "runs": [_run_json(r, status) for r in status.runs],
+        "alerts": [_alert_json(a) for a in status.alerts if a.run is None],
+        "disks": [{"path": str(d.path), "free": d.free, "total": d.total} for d in status.disks],
+    }
+
+
+def _run_json(r: RunOverview, status: Status) -> dict[str, Any]:
+    return {
+        "name": r.name, "path": str(r.path),
+        "checkpoints": {"total": r.counts.get("complete", 0) + r.counts.get("incomplete", 0), **r.counts},
+        "best": None if r.best is None else {
+            "path": str(r.best.path), "step": r.best.step, "metric": r.best_metric, "value": r.best_value,
+            "variant": r.best_variant},
+        "last": None if r.last is None else {"path": str(r.last.path), "step": r.last.step, "epoch": r.last.epoch},
+        "bytes": r.bytes, "reclaimable_bytes": r.reclaimable_bytes, "trash_bytes": r.trash_bytes,
+        "ended_at": r.ended_at, "alerts": [_alert_json(a) for a in status.alerts if a.run == r.name],
+    }
+
+
+def _alert_json(alert: Alert) -> dict[str, Any]:
+    return {"level": str(alert.level), "message": alert.message, "fix": alert.fix, **alert.details}

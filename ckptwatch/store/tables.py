@@ -1,0 +1,146 @@
+"""The tables as SQLAlchemy Core sees them. The migrations create them; a test holds the two against each other."""
+
+from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, text
+
+metadata = MetaData()
+
+roots = Table(
+    "roots", metadata,
+    Column("path", Text, primary_key=True),
+    Column("uuid", String(36), nullable=False),  # of the marker file below the root
+    Column("device", Integer, nullable=False),
+    Column("problem", Text, nullable=False, server_default=""),  # why the root is not acted on
+    Column("scanned_at", Float),
+)
+
+runs = Table(
+    "runs", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("root", ForeignKey("roots.path"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("newest_at", Float, nullable=False),  # when its newest checkpoint was found
+    Column("ended_at", Float),
+    Column("approved", JSON, nullable=False, server_default="[]"),  # checkpoint ids whose removal a person approved
+    # What status shows without planning anew; written by the daemon after each plan.
+    Column("best_checkpoint_id", Integer),
+    Column("best_metric", Text),
+    Column("best_value", Float),
+    Column("best_variant", Text),
+    Column("last_checkpoint_id", Integer),
+    Column("reclaimable_bytes", Integer, nullable=False, server_default="0"),
+    Column("planned_removals", Integer, nullable=False, server_default="0"),
+    Column("held", Text, nullable=False, server_default=""),
+    Index("runs_by_name", "root", "name", unique=True),
+)
+
+checkpoints = Table(
+    "checkpoints", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run_id", ForeignKey("runs.id"), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("state", String(16), nullable=False),  # model.CHECKPOINT_TRANSITIONS
+    Column("evidence", Text, nullable=False),
+    Column("device", Integer, nullable=False),
+    Column("inode", Integer, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("mtime_ns", Integer, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("step", Integer),
+    Column("epoch", Integer),
+    Column("metrics", JSON, nullable=False),
+    Column("variants", JSON, nullable=False),
+    Column("found_at", Float, nullable=False),
+    Column("pinned_by", Text),
+    # One living row per path: what is on disk, or in the trash under its name, is recorded once.
+    Index("living_path", "path", unique=True, sqlite_where=text("state IN ('incomplete', 'complete')")),
+    Index("checkpoints_of_run", "run_id", "state", "size"),
+)
+
+evaluations = Table(
+    "evaluations", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("checkpoint_id", ForeignKey("checkpoints.id"), nullable=False),
+    Column("variant", Text, nullable=False),
+    Column("recipe", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("state", String(16), nullable=False),  # model.EVALUATION_TRANSITIONS
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("available_at", Float, nullable=False),
+    Column("queued_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("seconds", Float),
+    Column("failure_kind", String(16)),
+    Column("failure_message", Text),
+    Column("failure_hint", Text),
+    Column("log", Text),
+    Column("samples", Text),
+    Column("published", Boolean, nullable=False, server_default="0"),
+    Index("one_evaluation", "checkpoint_id", "variant", "digest", unique=True),
+    Index("evaluations_by_state", "state", "available_at"),
+)
+
+scores = Table(
+    "scores", metadata,
+    Column("evaluation_id", ForeignKey("evaluations.id"), primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("value", Float),  # NULL stands for NaN: SQLite has none
+    Column("low", Float),
+    Column("high", Float),
+    Column("n", Integer),
+    Column("mode", String(3)),
+    Column("definition", Text, nullable=False),
+)
+
+removals = Table(
+    "removals", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("checkpoint_id", ForeignKey("checkpoints.id"), nullable=False),
+    Column("original", Text, nullable=False),
+    Column("trash", Text, nullable=False),
+    Column("state", String(16), nullable=False),  # model.RemovalState
+    Column("reason", Text, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("purge_at", Float, nullable=False),
+    # A checkpoint is on its way to, in, or out of the trash at most once at a time.
+    Index("one_open_removal", "checkpoint_id", unique=True,
+          sqlite_where=text("state IN ('intended', 'trashed', 'restoring', 'purging')")),
+)
+
+events = Table(
+    "events", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("run", Text),
+    Column("path", Text),
+    Column("message", Text, nullable=False),
+    Column("data", JSON, nullable=False),
+    Index("events_of_run", "run", "id"),
+)
+
+recipes = Table(
+    "recipes", metadata,
+    Column("name", Text, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("problem", Text, nullable=False, server_default=""),  # why it cannot be used at present
+    Column("at", Float, nullable=False),
+)
+
+daemon = Table(
+    "daemon", metadata,
+    Column("id", Integer, primary_key=True),  # always 1
+    Column("pid", Integer, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("since", Float, nullable=False),
+    Column("heartbeat", Float, nullable=False),
+    Column("stopped_at", Float),
+    Column("last_words", Text, nullable=False, server_default=""),
+)
