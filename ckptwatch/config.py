@@ -330,8 +330,9 @@ def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
 def _contradictions(config: Config) -> Iterator[tuple[Place, str]]:
     seen: set[Path] = set()
     for i, watch in enumerate(config.watch):
-        if watch.root in seen:
-            yield ("watch", i, "root"), f"{watch.root} is watched twice"
+        for other in seen:
+            if watch.root.is_relative_to(other) or other.is_relative_to(watch.root):
+                yield ("watch", i, "root"), f"{watch.root} and {other} contain one another: watch the outer one alone"
         seen.add(watch.root)
     for name, recipe in config.recipes.items():
         for key, problem in _recipe_contradictions(recipe):

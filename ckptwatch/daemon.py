@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 PULSE = 1.0        # seconds between looks at what falls due: settling files, time limits, retries
 GATHER = 0.2       # seconds in which hints about one directory are taken together
 HEARTBEAT = 15.0   # seconds between signs of life in the database
-ALL_IN_ORDER = 300.0  # seconds between looks at every run, for rules that depend on time alone
+ROUND = 15.0       # seconds between looks at what depends on time alone: grace periods, `within`, refused removals
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,14 @@ class Daemon:
     def __init__(self, settings: Settings, *, dry_run: bool = False) -> None:
         self.settings = settings
         self._dry_run = dry_run
-        self._queue: queue.Queue[Hint | Tick | Said | Died | Request | Stop] = queue.Queue()
+        # A SimpleQueue, because a signal handler puts into it: Queue would wait for a lock its own thread holds.
+        self._queue: queue.SimpleQueue[Hint | Tick | Said | Died | Request | Stop] = queue.SimpleQueue()
         self._dirty: set[int] = set()
         self._hints: dict[tuple[Path, Path], float] = {}
         self._scan: set[Path] = set()
         self._last_beat = 0.0
-        self._last_all = 0.0
+        self._last_round = -ROUND
+        self._observer: Observer | None = None
         self._stop: Stop | None = None
         self._trouble = ""  # why the database cannot be written, if so
 
@@ -81,13 +83,10 @@ class Daemon:
         """Until SIGTERM, SIGINT or `stop`. Raises StateError if the state directory cannot be used."""
         self._open()
         scheduler = BackgroundScheduler(daemon=True)
-        observer = Observer(lambda root, directory: self._queue.put(Hint(root, directory)))
+        self._observer = observer = Observer(lambda root, directory: self._queue.put(Hint(root, directory)))
         control = Server(self.settings.state_dir, self._ask)
         try:
             self._schedule(scheduler)
-            for root, intake in self._intakes.items():
-                if not intake.problem:
-                    observer.watch(root)  # subscribe first, scan second: nothing falls in between
             self._scan.update(self._intakes)
             log.info("watching %s", ", ".join(str(r) for r in self._intakes))
             self._loop()
@@ -222,7 +221,7 @@ class Daemon:
         for root in list(self._scan):
             self._scan.discard(root)
             self._hints = {k: v for k, v in self._hints.items() if k[0] != root}
-            self._dirty |= self._intakes[root].scan(root, now=now)
+            self._look_at_root(root, now)
             if self._evaluation.refresh_recipes(now=now):
                 self._everything_dirty()
         for key in [k for k, due in self._hints.items() if due <= mono]:
@@ -232,11 +231,10 @@ class Daemon:
         for intake in self._intakes.values():
             if (due := intake.recheck_at) is not None and due <= now:
                 self._dirty |= intake.settle(now=now)
-        if mono - self._last_all >= ALL_IN_ORDER:
-            self._last_all = mono
-            self._everything_dirty()
+        if mono - self._last_round >= ROUND:
+            self._last_round = mono
+            self._dirty |= self._keeping.purge_due(now=now) | self._keeping.time_dependent()
             self._keeping.end_silent_runs(now=now)
-        self._dirty |= self._keeping.purge_due(now=now)
         while self._dirty and self._stop is None:
             self._process(self._dirty.pop(), now)
         self._evaluation.enforce_limits(mono=mono)
@@ -245,6 +243,17 @@ class Daemon:
             self._last_beat = mono
             with self._db.write() as conn:
                 heartbeat.beat(conn, now=now)
+
+    def _look_at_root(self, root: Path, now: float) -> None:
+        intake = self._intakes[root]
+        intake.check(now=now)
+        if self._observer is not None:
+            # Subscribe first, scan second: nothing falls in between. A root that is gone takes its watch along.
+            if intake.problem:
+                self._observer.unwatch(root)
+            else:
+                self._observer.watch(root)
+        self._dirty |= intake.scan(root, now=now)
 
     def _process(self, run_id: int, now: float) -> None:
         try:

@@ -15,7 +15,7 @@ from ckptwatch import __version__, control
 from ckptwatch.errors import CkptwatchError
 from ckptwatch.settings import Settings
 from ckptwatch.store import heartbeat, overview, runs
-from ckptwatch.store.database import open_reading
+from ckptwatch.store.database import Connection, open_reading
 from ckptwatch.store.heartbeat import Heartbeat
 from ckptwatch.store.overview import FailedEvaluation, RunOverview
 
@@ -75,8 +75,6 @@ class Status:
 
 def gather(settings: Settings, *, run: str | None = None, now: float) -> Status:
     """Everything, or of one run. Raises StateError if the database cannot be read, UsageError for an unknown run."""
-    from ckptwatch.commands import find_run
-
     live = _live(settings.state_dir)
     db = open_reading(settings.state_dir)
     status = Status(
@@ -85,13 +83,13 @@ def gather(settings: Settings, *, run: str | None = None, now: float) -> Status:
     if db is not None:
         try:
             with db.read() as conn:
-                wanted = find_run(conn, run).id if run is not None else None
+                wanted = _id_of(conn, run) if run is not None else None
                 status.beat = heartbeat.read(conn)
                 status.runs = overview.run_overviews(conn, wanted)
                 status.queue = overview.queue_counts(conn)
                 status.purges = overview.next_purge(conn)
                 failed = overview.failures(conn)
-                broken = overview.incomplete(conn)
+                broken = overview.incomplete(conn, [r.id for r in status.runs if r.counts.get("incomplete")])
                 known_roots = runs.all_roots(conn)
                 stands = heartbeat.recipe_stands(conn)
         finally:
@@ -115,6 +113,12 @@ def gather(settings: Settings, *, run: str | None = None, now: float) -> Status:
     status.disks = _disks(settings, status)
     status.alerts.sort(key=lambda a: a.level is not Level.FAIL)
     return status
+
+
+def _id_of(conn: Connection, run: str) -> int:
+    from ckptwatch.commands import find_run  # knows all that changes runs: a list of them does without
+
+    return find_run(conn, run).id
 
 
 def _live(state_dir: Path) -> Mapping[str, Any] | None:

@@ -91,7 +91,7 @@ def _headline(s: "Status") -> "Text":
     text = Text(f"{symbol} {s.level}", style=f"bold {colour}")
     parts = [s.host, _daemon_words(s)]
     if s.daemon == "running" and s.scanned_at is not None:
-        parts.append(f"scan {format_duration(max(0.0, s.now - s.scanned_at))} ago")
+        parts.append(f"scan {format_duration(round(max(0.0, s.now - s.scanned_at)))} ago")
     parts.append(f"{len(s.runs)} run{'' if len(s.runs) == 1 else 's'}")
     busy = sum(bool(w.get("checkpoint")) for w in s.live.get("workers", ()))
     if s.live.get("workers"):
@@ -162,7 +162,7 @@ def _step(named: Any) -> str:
         return "?"
     if named.step is not None:
         return format_step(named.step)
-    return f"epoch {named.epoch}" if named.epoch is not None else named.path.name
+    return f"epoch {named.epoch}" if named.epoch is not None else named.path.rpartition("/")[2]
 
 
 # ---- one run in full ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Whatever is unknown keeps: no rules, no rank where one was wanted, a name that c
 whole. Removal needs every rule to have had its say against it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptwatch.core.amounts import format_duration
@@ -37,6 +37,8 @@ class _Run:
     ranked: int
     last: frozenset[int]    # ids among the last n
     newest: frozenset[int]  # ids of the newest complete ones
+    step_milestones: Mapping[int, int]   # id → the multiple of every_steps it stands for
+    epoch_milestones: Mapping[int, int]
     now: float
 
 
@@ -69,6 +71,8 @@ def _survey(ordered: Sequence[RetentionFacts], rules: KeepRules, ranking_wanted:
         rules=rules, ranking_wanted=ranking_wanted or rules.best not in (None, 0, -1),
         ranked=sum(f.rank is not None for f in ordered), last=frozenset(c.id for c in last),
         newest=frozenset(c.id for c in newest), now=now,
+        step_milestones=_milestones([(c, c.step) for c in own], rules.every_steps),
+        epoch_milestones=_milestones([(c, c.epoch) for c in own], rules.every_epochs),
     )
 
 
@@ -116,10 +120,10 @@ def _rules_that_keep(fact: RetentionFacts, run: _Run) -> list[str]:
         reasons.append(f"rank {fact.rank} of {run.ranked}, keep best {rules.best}")
     if c.id in run.last:
         reasons.append(f"among the last {rules.last}")
-    if _is_milestone(c.step, rules.every_steps):
-        reasons.append(f"milestone of {rules.every_steps} steps")
-    if _is_milestone(c.epoch, rules.every_epochs):
-        reasons.append(f"milestone of {rules.every_epochs} epochs")
+    if c.id in run.step_milestones:
+        reasons.append(_milestone_words(rules.every_steps, "steps", c.step, run.step_milestones[c.id]))
+    if c.id in run.epoch_milestones:
+        reasons.append(_milestone_words(rules.every_epochs, "epochs", c.epoch, run.epoch_milestones[c.id]))
     if rules.within is not None and _age(c, run.now) <= rules.within:
         reasons.append(f"younger than {format_duration(rules.within)}")
     return reasons
@@ -143,9 +147,29 @@ def _removing(fact: RetentionFacts, run: _Run) -> list[str]:
     return reasons or ["no rule keeps it"]
 
 
-def _is_milestone(count: int | None, every: int | None) -> bool:
-    """Exact multiples; 0 is one."""
-    return count is not None and every is not None and every > 0 and count % every == 0
+def _milestones(counted: Sequence[tuple[Checkpoint, int | None]], every: int | None) -> dict[int, int]:
+    """The checkpoint closest to each multiple of `every`, id → multiple; of two equally close ones the earlier.
+
+    Trainers that count from 0 save 9,999, and few save intervals divide the grid, so exact multiples alone would keep
+    nothing. 0 itself counts only where it was saved. Each generation has a grid of its own.
+    """
+    if not every:
+        return {}
+    closest: dict[tuple[int, int], tuple[int, int, int]] = {}
+    for checkpoint, count in counted:
+        if count is None:
+            continue
+        multiple = (count + every // 2) // every * every
+        if multiple > 0 or count == 0:
+            place = (checkpoint.generation, multiple)
+            offer = (abs(count - multiple), count, checkpoint.id)
+            closest[place] = min(closest.get(place, offer), offer)
+    return {checkpoint_id: multiple for (_, multiple), (_, _, checkpoint_id) in closest.items()}
+
+
+def _milestone_words(every: int | None, unit: str, count: int | None, multiple: int) -> str:
+    near = "" if count == multiple else f", closest to {multiple}"
+    return f"milestone of {every} {unit}{near}"
 
 
 def _age(c: Checkpoint, now: float) -> float:

@@ -114,23 +114,27 @@ def train_features(
     It also learns background, place and size, though nobody asks for them later: only what training needs gets into
     the features, and FID is to notice all of it.
     """
-    trunk, classes = Trunk(), nn.Linear(_FEATURES, scenes.CLASSES)
-    shape, background, nuisance = nn.Linear(_FEATURES, len(scenes.SHAPES)), nn.Linear(_FEATURES, len(scenes.BACKGROUNDS)), nn.Linear(_FEATURES, scenes.NUISANCES)
-    network = nn.ModuleDict({"trunk": trunk, "classes": classes, "shape": shape, "background": background, "nuisance": nuisance})
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=1e-3)
+    trunk = Trunk()
+    heads = nn.ModuleDict({
+        name: nn.Linear(_FEATURES, width) for name, width in (
+            ("class", scenes.CLASSES), ("shape", len(scenes.SHAPES)), ("background", len(scenes.BACKGROUNDS)),
+            ("nuisance", scenes.NUISANCES),
+        )
+    })
+    optimizer = torch.optim.AdamW([*trunk.parameters(), *heads.parameters()], lr=1e-2, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=_STEPS, pct_start=0.15)
     label, figure = torch.from_numpy(drawn.classes), torch.from_numpy(drawn.shape)
     ground, open_ = torch.from_numpy(drawn.background), torch.from_numpy(drawn.nuisance)
-    network.train()
+    trunk.train()
     for step in range(_STEPS):
         rows = torch.from_numpy(rng.integers(len(pictures), size=_BATCH))
         features = trunk(to_input(pictures[rows]))
         active = torch.relu(features)
         loss = (
-            functional.cross_entropy(classes(active), label[rows])
-            + functional.cross_entropy(shape(active), figure[rows])
-            + 0.3 * functional.cross_entropy(background(active), ground[rows])
-            + 0.3 * functional.mse_loss(nuisance(features), open_[rows])
+            functional.cross_entropy(heads["class"](active), label[rows])
+            + functional.cross_entropy(heads["shape"](active), figure[rows])
+            + 0.3 * functional.cross_entropy(heads["background"](active), ground[rows])
+            + 0.3 * functional.mse_loss(heads["nuisance"](features), open_[rows])
         )
         optimizer.zero_grad()
         loss.backward()
@@ -139,5 +143,5 @@ def train_features(
         if on_progress:
             on_progress((step + 1) / _STEPS)
     weights = {f"trunk.{name}": value for name, value in trunk.state_dict().items()}
-    return weights | {f"classes.{name}": value for name, value in classes.state_dict().items()}
+    return weights | {f"classes.{name}": value for name, value in heads["class"].state_dict().items()}
 

@@ -133,8 +133,8 @@ def _render(shape: np.ndarray, colour: np.ndarray, background: np.ndarray, nuisa
     across, down, size, tilt, light = (nuisance[:, k].reshape(n, 1, 1) for k in range(NUISANCES))
     axis = (np.arange(SIZE, dtype=np.float32) + 0.5) * (2 / SIZE) - 1
     y, x = axis.reshape(1, SIZE, 1), axis.reshape(1, 1, SIZE)
-    radius = 0.52 + 0.14 * size
-    dx, dy = x - 0.3 * across, y - 0.3 * down
+    radius = 0.52 + 0.1 * size
+    dx, dy = x - 0.22 * across, y - 0.22 * down
     cos, sin = np.cos(0.3 * tilt), np.sin(0.3 * tilt)
     u, v = (cos * dx + sin * dy) / radius, (cos * dy - sin * dx) / radius
 

@@ -1,8 +1,8 @@
 """The demo's training job: `python -m ckptwatch.demo.train --out runs/NAME`.
 
 A trainer as people write them: it knows nothing of ckptwatch, saves with `torch.save` straight to the final path, and
-has a bad learning rate schedule. The rate falls until 60 % of the steps, and samples become good; then it climbs, and
-they become bad again. The last checkpoint is therefore not the best one.
+has a bad learning rate schedule. The rate falls for half of the steps, then climbs a hundredfold and more. Samples go on
+improving while it is still low, until about 60 % of the steps, and become bad again: the last checkpoint is not the best.
 
 The state after step s depends on the seed and s alone (batches are drawn from (seed, epoch) and (seed, step)), so a
 run that was killed and resumed ends with the weights it would have had anyway.
@@ -34,9 +34,9 @@ LOG_EVERY = 20
 WARMUP = 40
 
 RATE = 4e-3
-RATE_LOW = 4e-4    # at the turn
-RATE_HIGH = 4e-2   # at the end
-TURN = 0.6
+RATE_LOW = 4e-4   # at the turn
+RATE_HIGH = 1e-1  # at the end
+TURN = 0.5
 
 
 def rate(step: int, steps: int) -> float:

@@ -38,6 +38,7 @@ class KeepingStage:
         self._told: dict[int, object] = {}     # run → what the log last said of its best
         self._refused: dict[int, str] = {}     # checkpoint → why it could not be removed, said once
         self._alias_problems: dict[int, str] = {}
+        self._unfinished: set[int] = set()     # runs with a removal that was refused
 
     @property
     def alias_problems(self) -> dict[int, str]:
@@ -119,6 +120,7 @@ class KeepingStage:
             if self._refused.get(checkpoint.id) != error.cause:
                 log.warning("%s: %s", a.run.name, error)
             self._refused[checkpoint.id] = error.cause
+            self._unfinished.add(a.run.id)
             return
         intake.moved_away(checkpoint.path)
         log.info("%s: removed %s to trash: %s", a.run.name, checkpoint.path.name, reason)
@@ -137,6 +139,15 @@ class KeepingStage:
             raise refuse("it is the only checkpoint left of its run")
         if any(alias.target == checkpoint.path for alias in a.aliases):
             raise refuse("an alias points to it")
+
+    def time_dependent(self) -> set[int]:
+        """Runs to look at again although nothing happened: what was refused may go now, what was young is old."""
+        with self._db.read() as conn:
+            every = runs.all_runs(conn)
+        aging = {r.id for r in every if (keep := self._settings.rule_for(r.name).keep) and keep.within is not None}
+        again = self._unfinished | set(self._alias_problems)
+        self._unfinished = set()
+        return aging | again
 
     def purge_due(self, *, now: float) -> set[int]:
         """Empty the trash of what has outlived its grace period. Returns ids of the runs concerned."""

@@ -140,7 +140,7 @@ def of_checkpoint(conn: Connection, checkpoint_id: int) -> tuple[Evaluation, ...
 
 
 def waiting(conn: Connection) -> list[Row]:
-    """Rows (id, run_id, generation, step, epoch, available_at, recipe, digest) of pending evaluations whose checkpoint is whole."""
+    """Rows of pending evaluations whose checkpoint is whole: id, run_id, generation, step, epoch, available_at, recipe, digest."""
     query = (
         select(evaluations.c.id, checkpoints.c.run_id, checkpoints.c.generation, checkpoints.c.step, checkpoints.c.epoch,
                evaluations.c.available_at, evaluations.c.recipe, evaluations.c.digest)

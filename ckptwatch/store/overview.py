@@ -1,10 +1,13 @@
 """What `status` needs of many runs at once, in a handful of queries that stay quick with 100,000 checkpoints."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, text
 
+from ckptwatch.model import EvaluationState
 from ckptwatch.store.tables import checkpoints, evaluations, removals, runs
 
 
@@ -12,18 +15,18 @@ from ckptwatch.store.tables import checkpoints, evaluations, removals, runs
 class Named:
     """A checkpoint as status names it."""
 
-    path: Path
+    path: str
     step: int | None
     epoch: int | None
-    found_at: float
 
 
 @dataclass(kw_only=True)
 class RunOverview:
+    """Paths are strings: making thousands of Path objects takes longer than reading the rows."""
+
     id: int
-    root: Path
     name: str
-    path: Path
+    path: str
     newest_at: float
     ended_at: float | None
     best: Named | None
@@ -58,7 +61,7 @@ def run_overviews(conn: Connection, run_id: int | None = None) -> list[RunOvervi
     """All runs, or one, by root and name."""
     best, last = checkpoints.alias("best"), checkpoints.alias("last")
     query = (
-        select(runs, *(best.c[n].label(f"b_{n}") for n in _NAMED), *(last.c[n].label(f"l_{n}") for n in _NAMED))
+        select(*(runs.c[n] for n in _OF_RUN), best.c.path, best.c.step, best.c.epoch, last.c.path, last.c.step, last.c.epoch)
         .join(best, best.c.id == runs.c.best_checkpoint_id, isouter=True)
         .join(last, last.c.id == runs.c.last_checkpoint_id, isouter=True)
         .order_by(runs.c.root, runs.c.name)
@@ -67,8 +70,8 @@ def run_overviews(conn: Connection, run_id: int | None = None) -> list[RunOvervi
         checkpoints.c.run_id, checkpoints.c.state)
     if run_id is not None:
         query, sums = query.where(runs.c.id == run_id), sums.where(checkpoints.c.run_id == run_id)
-    found = {row.id: _overview(row) for row in conn.execute(query)}
-    for owner, state, count, size in conn.execute(sums):
+    found = {overview.id: overview for overview in map(_overview, conn.execute(query).tuples())}
+    for owner, state, count, size in conn.execute(sums).tuples():
         overview = found[owner]
         overview.counts[state] = count
         if state in ("complete", "incomplete"):
@@ -79,8 +82,12 @@ def run_overviews(conn: Connection, run_id: int | None = None) -> list[RunOvervi
 
 
 def queue_counts(conn: Connection) -> dict[str, int]:
-    """Evaluations by state."""
-    return dict(conn.execute(select(evaluations.c.state, func.count()).group_by(evaluations.c.state)).tuples().all())
+    """Evaluations by state. The done ones, nearly all, are what the others leave of the whole, which SQLite counts fast."""
+    state = evaluations.c.state
+    others = [s for s in EvaluationState if s is not EvaluationState.DONE]
+    counts = dict(conn.execute(select(state, func.count()).where(state.in_(others)).group_by(state)).tuples().all())
+    whole = conn.execute(select(func.count()).select_from(evaluations)).scalar_one()
+    return {**counts, str(EvaluationState.DONE): whole - sum(counts.values())}
 
 
 def failures(conn: Connection, limit: int = 200) -> list[FailedEvaluation]:
@@ -102,10 +109,11 @@ def failures(conn: Connection, limit: int = 200) -> list[FailedEvaluation]:
     ]
 
 
-def incomplete(conn: Connection, limit: int = 200) -> list[tuple[int, Path, str, float]]:
-    """(run id, path, evidence, found at) of settled files that are not whole."""
+def incomplete(conn: Connection, run_ids: Sequence[int], limit: int = 200) -> list[tuple[int, Path, str, float]]:
+    """(run id, path, evidence, found at) of settled files that are not whole; `run_ids` are the runs that have some."""
     c = checkpoints.c
-    query = select(c.run_id, c.path, c.evidence, c.found_at).where(c.state == "incomplete").limit(limit)
+    query = select(c.run_id, c.path, c.evidence, c.found_at).where(
+        c.run_id.in_(run_ids[:limit]), c.state == "incomplete").limit(limit)
     return [(r.run_id, Path(r.path), r.evidence, r.found_at) for r in conn.execute(query)]
 
 
@@ -113,26 +121,22 @@ def next_purge(conn: Connection) -> dict[int, float]:
     """Run id → when the first entry of its trash is purged."""
     query = (select(checkpoints.c.run_id, func.min(removals.c.purge_at))
              .join(checkpoints, checkpoints.c.id == removals.c.checkpoint_id)
-             .where(removals.c.state == "trashed").group_by(checkpoints.c.run_id))
+             # The words of the index `one_open_removal`, so that years of purged ones are not gone through.
+             .where(text("removals.state IN ('intended', 'trashed', 'restoring', 'purging')"), removals.c.state == "trashed")
+             .group_by(checkpoints.c.run_id))
     return dict(conn.execute(query).tuples().all())
 
 
-_NAMED = ("path", "step", "epoch", "found_at")
+_OF_RUN = ("id", "name", "path", "newest_at", "ended_at", "best_metric", "best_value", "best_variant", "reclaimable_bytes",
+           "planned_removals", "held")
 
 
-def _overview(row: object) -> RunOverview:
-    get = row._mapping  # type: ignore[attr-defined]
-
-    def named(prefix: str) -> Named | None:
-        if get[f"{prefix}_path"] is None:
-            return None
-        return Named(path=Path(get[f"{prefix}_path"]), step=get[f"{prefix}_step"], epoch=get[f"{prefix}_epoch"],
-                     found_at=get[f"{prefix}_found_at"])
-
-    best = named("b")
+def _overview(row: Sequence[Any]) -> RunOverview:
+    values = dict(zip(_OF_RUN, row, strict=False))
+    best_path, best_step, best_epoch, last_path, last_step, last_epoch = row[len(_OF_RUN):]
+    if best_path is None:
+        values |= {"best_metric": None, "best_value": None, "best_variant": None}
     return RunOverview(
-        id=get["id"], root=Path(get["root"]), name=get["name"], path=Path(get["path"]), newest_at=get["newest_at"],
-        ended_at=get["ended_at"], best=best, best_metric=get["best_metric"] if best else None,
-        best_value=get["best_value"] if best else None, best_variant=get["best_variant"] if best else None,
-        last=named("l"), reclaimable_bytes=get["reclaimable_bytes"], planned_removals=get["planned_removals"],
-        held=get["held"])
+        **values,
+        best=None if best_path is None else Named(path=best_path, step=best_step, epoch=best_epoch),
+        last=None if last_path is None else Named(path=last_path, step=last_step, epoch=last_epoch))

@@ -1,5 +1,6 @@
 """Filesystem events as hints: which directory changed. Losing one costs nothing but time, the scan finds it."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer as WatchdogObserver
+from watchdog.observers.api import ObservedWatch
 
 from ckptwatch.watch.scanner import OURS
 
@@ -34,19 +36,31 @@ class Observer:
         self._hint = hint
         self._observer = WatchdogObserver()
         self._started = False
+        self._watches: dict[Path, ObservedWatch | None] = {}
 
     def watch(self, root: Path) -> str:
-        """Start watching a root. Returns "" or why events cannot be had there; the periodic scan goes on regardless."""
+        """Start watching a root, unless it is watched already or events cannot be had there, which is returned in words;
+        the periodic scan goes on regardless."""
+        if root in self._watches:
+            return ""
+        self._watches[root] = None
         if not self._started:
             self._observer.start()
             self._started = True
         try:
-            self._observer.schedule(_Handler(root, self._hint), str(root), recursive=True, event_filter=EVENTS)
+            self._watches[root] = self._observer.schedule(
+                _Handler(root, self._hint), str(root), recursive=True, event_filter=EVENTS)
         except OSError as error:
             problem = f"no filesystem events for {root}: {error.strerror or error}; found by scan only"
             log.warning(problem)
             return problem
         return ""
+
+    def unwatch(self, root: Path) -> None:
+        """The root is gone or not the right one; `watch` may be called for it again."""
+        if (watch := self._watches.pop(root, None)) is not None:
+            with contextlib.suppress(KeyError, OSError):  # its emitter may have ended with the directory
+                self._observer.unschedule(watch)
 
     def stop(self) -> None:
         if self._started:

@@ -6,6 +6,7 @@ A held lease would make the trainer's own open() wait, so it never outlives the 
 import errno
 import fcntl
 import os
+import signal
 from pathlib import Path
 
 _NO_LEASES = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
@@ -28,6 +29,8 @@ def _lease_refused(path: Path, kind: int) -> bool | None:
     # O_NONBLOCK: never wait for somebody else's lease. O_NOFOLLOW: a link swapped in is not our file.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        # Whoever opens the file in these microseconds makes the kernel signal us; by default with SIGIO, which kills.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # ignored by default
         fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:

@@ -187,8 +187,9 @@ class Pool:
                 except WireError as error:
                     log.warning("worker %s: %s", worker, error)
         # Wait without reaping: while the zombie holds the number, the group we end is certainly its own.
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        _kill_group(process)  # whatever it had started must not outlive it
+        with contextlib.suppress(ChildProcessError):  # `close` has reaped it already, and ended its group
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            _kill_group(process)  # whatever it had started must not outlive it
         self._report(Died(worker=worker, incarnation=incarnation, returncode=process.wait()))
 
 

@@ -65,7 +65,7 @@ def test_inception_network_is_loaded_and_used_as_torch_fidelity_does(tmp_path):
     torch.manual_seed(0)
     empty, weights = tmp_path / "empty.pth", tmp_path / "inception.pth"
     torch.save({}, empty)
-    network = Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(empty))
+    network = Untrained("inception-v3-compat", ["192"], feature_extractor_weights_path=str(empty))
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)  # the default initialisation collapses features to 1e-8
@@ -73,9 +73,10 @@ def test_inception_network_is_loaded_and_used_as_torch_fidelity_does(tmp_path):
 
     generated = write_images(tmp_path / "generated", 10, first=0, padded=True)
     reference = write_images(tmp_path / "reference", 4, first=5000, padded=True)
-    networks = Networks(features_weights=weights)
+    networks = Networks(features_weights=weights, features_layer="192")  # the maths of 2048 would take 20 s
     found = ours(tmp_path, generated, 10, Reference(images=reference), networks=networks, batch_size=8)
-    expected = stock(generated, reference, kid_subset_size=4, isc_splits=1, feature_extractor_weights_path=str(weights))
+    expected = stock(generated, reference, kid_subset_size=4, isc_splits=1, feature_extractor_weights_path=str(weights),
+                     feature_layer_fid="192", feature_layer_kid="192")
     assert found["fid"] == pytest.approx(expected[FID], rel=1e-5)
     assert found["kid"] == pytest.approx(expected[KID], rel=1e-4)
     assert found["inception_score"] == pytest.approx(expected[ISC], rel=1e-6)

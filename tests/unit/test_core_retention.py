@@ -142,6 +142,22 @@ def test_step_zero_is_a_milestone_and_no_step_is_none():
     assert [d.checkpoint.id for d in plan(items, KeepRules(every_steps=1000)).removals] == [3, 2]
 
 
+@pytest.mark.parametrize(("saved", "kept"), [
+    pytest.param(range(999, 6000, 1000), [1999, 3999, 5999], id="counted from 0: 1999, 3999 stand for 2000, 4000"),
+    pytest.param(range(300, 5000, 300), [2100, 3900, 4800], id="300 does not divide 2000"),
+    pytest.param([2000, 2001, 4000], [2000, 4000], id="the exact one wins over its neighbour"),
+    pytest.param([1950, 2050, 9000], [1950, 9000], id="of two equally close ones the earlier; 9000 is the newest"),
+])
+def test_a_milestone_is_kept_where_no_exact_multiple_was_saved(saved, kept):
+    result = plan([facts(s) for s in saved], KeepRules(every_steps=2000))
+    assert [d.checkpoint.step for d in result.decisions if d.action is Action.KEEP] == kept
+
+
+def test_each_generation_has_milestones_of_its_own():
+    items = [facts(1000, id=1), facts(1000, id=2, generation=1), facts(1100, id=3, generation=1)]
+    assert removed(plan(items, KeepRules(every_steps=1000))) == []
+
+
 def test_order_is_generation_then_step_never_time():
     items = [facts(9000, id=1, generation=0, age=10), facts(100, id=2, generation=1, age=400_000),
              facts(200, id=3, generation=1, age=500_000)]

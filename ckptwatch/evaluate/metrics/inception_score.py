@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
 from ckptwatch.core.metrics import METRICS
 from ckptwatch.evaluate.metrics.base import Observation
@@ -36,6 +35,9 @@ class InceptionScore:
         self._logits.append(batch.features[self._layer])
 
     def compute(self) -> tuple[Score, ...]:
+        # Imported late: torch_fidelity brings torchvision, half of a worker's starting time.
+        from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
         logits = torch.cat(self._logits)
         splits = splits_for(len(logits))
         found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=2020)

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
 from ckptwatch.core.metrics import METRICS
 from ckptwatch.evaluate.metrics.base import FEWEST_FOR_INTERVAL, Observation, interval
@@ -32,6 +31,9 @@ class Kid:
         self._features.append(batch.features[self._layer])
 
     def compute(self) -> tuple[Score, ...]:
+        # Imported late: torch_fidelity brings torchvision, half of a worker's starting time.
+        from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
         features = torch.cat(self._features)
         size = min(SUBSET_SIZE, len(features), len(self._reference))
         found = kid_features_to_metric(
