@@ -17,6 +17,14 @@ from ckptwatch.store import tables
 from ckptwatch.store.database import open_writing
 
 PEER = "import sqlalchemy, typer, rich"
+# Typer imports pydantic the first time a command runs. The second peer has paid for that, and still does nothing.
+PEER_USED = """
+import sqlalchemy, rich, typer
+app = typer.Typer(rich_markup_mode=None)
+@app.command()
+def main(name: str | None = None, json: bool = False) -> None: ...
+app()
+"""
 AIM = 1.5
 METRICS = ("fid", "kid", "inception_score")
 DIGEST = "0123456789abcdef" * 4
@@ -50,6 +58,7 @@ def run(*, quick: bool = False) -> None:
         size = (directory / "state" / "ckptwatch.db").stat().st_size / 2**20
         timings = interleaved({
             PEER: [sys.executable, "-c", PEER],
+            "the same, and an empty typer command": [sys.executable, "-c", PEER_USED],
             "ckptwatch status": [CKPTWATCH, "status", "-c", "config.yaml"],
             "ckptwatch status --json": [CKPTWATCH, "status", "--json", "-c", "config.yaml"],
         }, rounds=rounds, cwd=directory)
@@ -73,7 +82,7 @@ def build(directory: Path, *, runs: int, each: int) -> None:
     db = open_writing(directory / "state")
     try:
         with db.write() as conn:
-            conn.execute(insert(tables.roots).values(path=str(root), uuid="0" * 36, device=root.stat().st_dev, scanned_at=now))
+            conn.execute(insert(tables.roots).values(path=str(root), uuid="0" * 36, device=1, scanned_at=now))
             conn.execute(insert(tables.recipes).values(name="t2i", digest=DIGEST, at=now))
             conn.execute(insert(tables.daemon).values(id=1, pid=1, version="0", since=now - 9e5, heartbeat=now - 60,
                                                       stopped_at=now - 60, last_words="received SIGTERM"))
@@ -94,13 +103,13 @@ def _run(number: int, root: Path, each: int, now: float) -> Iterator[tuple[Any, 
     name = f"project{number % 17}/sweep-{number:05d}"
     alive = number % 20 == 0
     born = now - 86400 * 90 + number * 3600
-    newest = now - number % 600 if alive else born + each * 600
+    newest_at = now - number % 600 if alive else born + each * 600
     ids = range(number * each + 1, number * each + each + 1)
     best, last = ids[each * 7 // 10], ids[-1]
     yield tables.runs, {
         "id": number + 1, "root": str(root), "name": name, "path": str(root / name), "created_at": born,
-        "newest_at": newest, "ended_at": None if alive else newest + 3600, "best_checkpoint_id": best, "best_metric": "fid",
-        "best_value": 5 + number % 90 / 10, "last_checkpoint_id": last,
+        "newest_at": newest_at, "ended_at": None if alive else newest_at + 3600, "last_checkpoint_id": last,
+        "best_checkpoint_id": best, "best_metric": "fid", "best_value": 5 + number % 90 / 10,
         "reclaimable_bytes": 2 * SIZE if alive else 0, "planned_removals": 2 if alive else 0,
         "held": "removes 30 of 50 (more than half): ckptwatch approve RUN" if number % 400 == 0 else "",
     }
@@ -110,7 +119,12 @@ def _run(number: int, root: Path, each: int, now: float) -> Iterator[tuple[Any, 
         state = "complete" if kept else "trashed" if alive and place % 3 == 0 else "purged"
         if number % 200 == 7 and checkpoint == last:
             state = "incomplete"
-        yield from _checkpoint(checkpoint, number, root / name / "checkpoints" / f"{step:07d}.pt", state, step, born)
+        path = root / name / "checkpoints" / f"{step:07d}.pt"
+        yield from _checkpoint(checkpoint, number, path, state, step, born)
+        if state != "incomplete":
+            newest = checkpoint == last
+            outcome = "failed" if newest and number % 80 == 5 else "pending" if newest and alive else "done"
+            yield from _evaluation(checkpoint, outcome, born + step * 0.6)
 
 
 def _checkpoint(number: int, run: int, path: Path, state: str, step: int, born: float) -> Iterator[tuple[Any, Row]]:
@@ -124,8 +138,6 @@ def _checkpoint(number: int, run: int, path: Path, state: str, step: int, born: 
     }
     yield tables.events, {"at": at + 30, "kind": "found", "by": "ckptwatch", "run": str(run), "path": str(path),
                           "message": "zip directory valid", "data": {"step": step, "bytes": SIZE}}
-    if state != "incomplete":
-        yield from _evaluation(number, at)
     if state in ("trashed", "purged"):
         yield tables.removals, {
             "id": number, "checkpoint_id": number, "original": str(path), "trash": f"/trash/{number:08d}/{path.name}",
@@ -134,18 +146,17 @@ def _checkpoint(number: int, run: int, path: Path, state: str, step: int, born: 
         }
 
 
-def _evaluation(number: int, at: float) -> Iterator[tuple[Any, Row]]:
-    failed, waiting = number % 4000 == 2, number % 500 == 3
+def _evaluation(number: int, state: str, at: float) -> Iterator[tuple[Any, Row]]:
+    failed, waiting = state == "failed", state == "pending"
     yield tables.evaluations, {
-        "id": number, "checkpoint_id": number, "variant": "", "recipe": "t2i", "digest": DIGEST,
-        "state": "failed" if failed else "pending" if waiting else "done", "attempts": 3 if failed else 0 if waiting else 1,
-        "available_at": at + 30, "queued_at": at + 30, "started_at": None if waiting else at + 60,
-        "finished_at": None if waiting else at + 160, "seconds": None if waiting or failed else 94.2,
-        "failure_kind": "out_of_memory" if failed else None,
+        "id": number, "checkpoint_id": number, "variant": "", "recipe": "t2i", "digest": DIGEST, "state": state,
+        "attempts": 3 if failed else 0 if waiting else 1, "available_at": at + 30, "queued_at": at + 30,
+        "started_at": None if waiting else at + 60, "finished_at": None if waiting else at + 160,
+        "seconds": 94.2 if state == "done" else None, "failure_kind": "out_of_memory" if failed else None,
         "failure_message": "CUDA out of memory" if failed else None, "failure_hint": "lower batch_size" if failed else None,
-        "log": None if waiting else f"/var/lib/ckptwatch/log/{number}.log", "published": not (waiting or failed),
+        "log": None if waiting else f"log/{number}.log", "published": state == "done",
     }
-    for metric in () if failed or waiting else METRICS:
+    for metric in METRICS if state == "done" else ():
         yield tables.scores, {"evaluation_id": number, "metric": metric, "value": 7.41, "low": 7.27, "high": 7.55, "n": 2000,
                               "mode": "min", "definition": "Fréchet distance of inception-v3-compat/2048"}
 

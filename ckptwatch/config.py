@@ -1,5 +1,6 @@
 """YAML → pydantic → plain values (ckptwatch.settings). Unknown keys are errors; all errors come at once, with their line."""
 
+import copy
 import difflib
 import os
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ckptwatch.core.aliasing import check_template
 from ckptwatch.core.amounts import parse_duration
@@ -33,6 +34,18 @@ from ckptwatch.settings import PublishRule, RootRule, Settings, WorkerRule, defa
 Duration = Annotated[float, BeforeValidator(lambda v: parse_duration(v) if isinstance(v, str) else v), Field(ge=0)]
 Place = tuple[str | int, ...]
 
+
+def _expanded(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path cannot contain a NUL character")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+
 SEARCHED = ("ckptwatch.yaml", "~/.config/ckptwatch/config.yaml", "/etc/ckptwatch/config.yaml")
 
 
@@ -41,7 +54,7 @@ class _Section(BaseModel):
 
 
 class WatchSection(_Section):
-    root: Path
+    root: UserPath
     quiet: Duration = 30.0
     scan_every: Annotated[Duration, Field(gt=0)] = 60.0
     trusted: bool = False
@@ -49,7 +62,7 @@ class WatchSection(_Section):
 
 
 class WorkersSection(_Section):
-    devices: Literal["auto"] | list[Annotated[str, Field(pattern=r"cpu|cuda(:\d+)?|mps")]] = "auto"
+    devices: Literal["auto"] | list[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")]] = "auto"
     timeout: Annotated[Duration, Field(gt=0)] = 7200.0
     attempts: Annotated[int, Field(ge=1)] = 3
     retry_after: Duration = 30.0
@@ -64,7 +77,7 @@ class PublishSection(_Section):
 
 class SamplerSection(_Section):
     command: list[str] | None = None
-    factory: Annotated[str, Field(pattern=r"[\w.]+:\w+")] | None = Field(None, alias="python")
+    factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = Field(None, alias="python")
     options: dict[str, Any] = {}
     images: str | None = None
     timeout: Annotated[Duration, Field(gt=0)] = 3600.0
@@ -81,9 +94,9 @@ class SamplerSection(_Section):
 
 
 class ReferenceSection(_Section):
-    images: Path | None = None
-    stats: Path | None = None
-    paired: Path | None = None
+    images: UserPath | None = None
+    stats: UserPath | None = None
+    paired: UserPath | None = None
 
     @model_validator(mode="after")
     def _not_both(self) -> "ReferenceSection":
@@ -96,18 +109,24 @@ class FeaturesSection(_Section):
     extractor: str = "inception-v3-compat"
     layer: str = "2048"
     logits: str = "logits_unbiased"
-    weights: Path | None = None
-    module: Annotated[str, Field(pattern=r"[\w.]+:\w+")] | None = None
+    weights: UserPath | None = None
+    module: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
 
 
 class ClipSection(_Section):
     model: str = "ViT-B-32-quickgelu"
     pretrained: str = "openai"
 
+    @model_validator(mode="after")
+    def _paths(self) -> "ClipSection":
+        _expanded(Path(self.model.removeprefix("local-dir:")))
+        _expanded(Path(self.pretrained))
+        return self
+
 
 class LpipsSection(_Section):
     net: Literal["alex", "vgg", "squeeze"] = "alex"
-    weights: Path | None = None
+    weights: UserPath | None = None
 
 
 class NetworksSection(_Section):
@@ -117,8 +136,8 @@ class NetworksSection(_Section):
 
 
 class MetricSection(_Section):
-    name: Annotated[str, Field(pattern=r"[A-Za-z_][\w.@/-]*")]
-    function: Annotated[str, Field(pattern=r"[\w.]+:\w+")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.@/-]*$")]
+    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
     mode: Mode
 
 
@@ -141,7 +160,7 @@ class RecipeSection(_Section):
     samples: Annotated[int, Field(ge=1)] = 2000
     seed: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(ge=1)] = 32
-    prompts: Path | None = None
+    prompts: UserPath | None = None
     reference: ReferenceSection = ReferenceSection()
     networks: NetworksSection = NetworksSection()
     composite: dict[str, TermSection] | None = None
@@ -183,7 +202,7 @@ class TrashSection(_Section):
 
 
 class AliasesSection(_Section):
-    dir: Path | None = None
+    dir: UserPath | None = None
     best: str | Literal[False] = "best{suffix}"
     last: str | Literal[False] = "last{suffix}"
 
@@ -211,11 +230,11 @@ class RunSection(_Section):
 class Config(_Section):
     """The whole file. docs/configuration.md explains every key."""
 
-    state_dir: Path | None = None
+    state_dir: UserPath | None = None
     watch: Annotated[list[WatchSection], Field(min_length=1)]
     workers: WorkersSection = WorkersSection()
     publish: PublishSection = PublishSection()
-    recipes: dict[Annotated[str, Field(pattern=r"[\w.-]+")], RecipeSection] = {}
+    recipes: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], RecipeSection] = {}
     runs: list[RunSection] = []
 
 
@@ -243,14 +262,35 @@ def load_config(path: Path) -> Settings:
         raise ConfigError(path, [f"not valid YAML: {error}"]) from error
     if not isinstance(raw, dict):
         raise ConfigError(path, ["the file must be a mapping that begins with `watch:`"])
-    try:
-        config = Config.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(path, [_tell(e, node) for e in error.errors()]) from error
-    problems = [f"{_where(place, node)}{text}" for place, text in _contradictions(config)]
-    if problems:
+    problems = list(_repeated(node, set()))
+    config, unusable = _validated(raw)
+    problems += [_tell(e, node) for e in unusable]
+    if config is not None:
+        problems += [f"{_where(place, node)}{text}" for place, text in _contradictions(config, path.absolute().parent)]
+    if config is None or problems:
         raise ConfigError(path, problems)
     return _settings(config, path.absolute().parent)
+
+
+def _validated(raw: dict[Any, Any]) -> tuple[Config | None, list[Any]]:
+    """The configuration, if it can be had without its unknown keys, and everything that is wrong with it by itself."""
+    try:
+        return Config.model_validate(raw), []
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+    if any(e["type"] != "extra_forbidden" for e in problems):
+        return None, problems
+    raw = copy.deepcopy(raw)
+    for e in problems:  # unknown keys must not hide what the known ones contradict
+        *parents, key = e["loc"]
+        section: Any = raw
+        for part in parents:
+            section = section[part] if isinstance(section, list) or part in section else section
+        section.pop(key, None)
+    try:
+        return Config.model_validate(raw), problems
+    except ValidationError:
+        return None, problems
 
 
 def settings_for_roots(roots: list[Path], state_dir: Path | None = None) -> Settings:
@@ -327,13 +367,33 @@ def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
     return None
 
 
-def _contradictions(config: Config) -> Iterator[tuple[Place, str]]:
+def _repeated(node: yaml.Node, seen: set[int]) -> Iterator[str]:
+    """Keys given twice in one mapping: YAML would silently take the last."""
+    if id(node) in seen:
+        return  # an alias, perhaps of a node that contains it
+    seen.add(id(node))
+    inner = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in lines:
+                    yield f"line {line}: `{key.value}` is given twice, first in line {lines[key.value]}"
+                lines.setdefault(key.value, line)
+            inner.append(value)
+    for value in inner:
+        yield from _repeated(value, seen)
+
+
+def _contradictions(config: Config, base: Path) -> Iterator[tuple[Place, str]]:
     seen: set[Path] = set()
     for i, watch in enumerate(config.watch):
+        root = Path(os.path.normpath(base / watch.root))
         for other in seen:
-            if watch.root.is_relative_to(other) or other.is_relative_to(watch.root):
-                yield ("watch", i, "root"), f"{watch.root} and {other} contain one another: watch the outer one alone"
-        seen.add(watch.root)
+            if root.is_relative_to(other) or other.is_relative_to(root):
+                yield ("watch", i, "root"), f"{root} and {other} contain one another: watch the outer one alone"
+        seen.add(root)
     for name, recipe in config.recipes.items():
         for key, problem in _recipe_contradictions(recipe):
             yield ("recipes", name, *key), problem

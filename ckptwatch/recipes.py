@@ -11,7 +11,7 @@ from ckptwatch.model import Recipe, to_plain
 
 # Raised when the evaluation itself changes so that numbers of before and after do not compare.
 EVALUATION_VERSION = 1
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _LIBRARIES = {
     "fid": ("torch", "torchvision", "torch-fidelity"),
     "inception_score": ("torch", "torchvision", "torch-fidelity"),

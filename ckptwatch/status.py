@@ -5,7 +5,7 @@
 
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -177,6 +177,9 @@ def _disks(settings: Settings, status: Status) -> list[Disk]:
 def as_json(status: Status) -> dict[str, Any]:
     """The public form. The same keys whatever is broken; raw bytes, seconds, null."""
     beat = status.beat
+    alerts: dict[str | None, list[Alert]] = {}
+    for alert in status.alerts:
+        alerts.setdefault(alert.run, []).append(alert)
     return {
         "version": VERSION,
         "level": str(status.level),
@@ -193,22 +196,22 @@ def as_json(status: Status) -> dict[str, Any]:
         "queue": {"queued": status.queue.get("pending", 0), "running": status.queue.get("running", 0),
                   "failed": status.queue.get("failed", 0), "done": status.queue.get("done", 0)},
         "writing": dict(status.live.get("writing", {})),
-        "runs": [_run_json(r, status) for r in status.runs],
-        "alerts": [_alert_json(a) for a in status.alerts if a.run is None],
+        "runs": [_run_json(r, alerts.get(r.name, ())) for r in status.runs],
+        "alerts": [_alert_json(a) for a in alerts.get(None, ())],
         "disks": [{"path": str(d.path), "free": d.free, "total": d.total} for d in status.disks],
     }
 
 
-def _run_json(r: RunOverview, status: Status) -> dict[str, Any]:
+def _run_json(r: RunOverview, alerts: Iterable[Alert]) -> dict[str, Any]:
     return {
-        "name": r.name, "path": str(r.path),
+        "name": r.name, "path": r.path,
         "checkpoints": {"total": r.counts.get("complete", 0) + r.counts.get("incomplete", 0), **r.counts},
         "best": None if r.best is None else {
-            "path": str(r.best.path), "step": r.best.step, "metric": r.best_metric, "value": r.best_value,
+            "path": r.best.path, "step": r.best.step, "metric": r.best_metric, "value": r.best_value,
             "variant": r.best_variant},
-        "last": None if r.last is None else {"path": str(r.last.path), "step": r.last.step, "epoch": r.last.epoch},
+        "last": None if r.last is None else {"path": r.last.path, "step": r.last.step, "epoch": r.last.epoch},
         "bytes": r.bytes, "reclaimable_bytes": r.reclaimable_bytes, "trash_bytes": r.trash_bytes,
-        "ended_at": r.ended_at, "alerts": [_alert_json(a) for a in status.alerts if a.run == r.name],
+        "ended_at": r.ended_at, "alerts": [_alert_json(a) for a in alerts],
     }
 
 

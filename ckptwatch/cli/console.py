@@ -49,8 +49,13 @@ def console(*, ascii_only: bool = False, stderr: bool = False) -> "Console":
 
 
 def emit_json(document: Any) -> None:
-    """One JSON document on standard output; NaN becomes null."""
-    sys.stdout.write(json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
+    """One JSON document on standard output, indented for a person but not for a pipe; NaN becomes null."""
+    indent = 2 if sys.stdout.isatty() else None  # the encoder in C, ten times as fast, cannot indent
+    try:
+        text = json.dumps(document, indent=indent, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(document), indent=indent, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def _finite(value: Any) -> Any:

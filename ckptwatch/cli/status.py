@@ -1,5 +1,6 @@
 """status: the first line answers "is anything wrong?", every problem carries its fix, every row answers one question."""
 
+import gc
 import itertools
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,8 @@ def status(
     watch: Annotated[float | None, typer.Option("--watch", metavar="SECONDS", min=0.2, help="Repeat until Ctrl-C.")] = None,
 ) -> None:
     """Show daemon, workers, queue, runs, best, disk and alerts. Works with the daemon down."""
+    if watch is None:
+        gc.disable()  # nothing that is made from here on is garbage before the process ends
     from ckptwatch.status import as_json, gather
 
     settings = settings_of(config)
@@ -67,7 +70,8 @@ def show(s: "Status", settings: "Settings", out: "Console", *, one: bool = False
     if not s.runs:
         roots = ", ".join(str(r) for r in s.roots)
         _line(out, f"no runs yet below {roots}" if roots else "no runs yet")
-    shown = sorted(s.runs, key=lambda r: (not any(a.run == r.name for a in s.alerts), -r.newest_at))
+    alarmed = {a.run for a in s.alerts}
+    shown = sorted(s.runs, key=lambda r: (r.name not in alarmed, -r.newest_at))
     if len(shown) <= IN_FULL or one:
         for r in sorted(shown, key=lambda r: r.name):
             _in_full(s, r, settings, out)

@@ -89,8 +89,9 @@ class Engine:
         """The sampler of a recipe; the last one is kept, for its model is what fills the device."""
         key = json.dumps([spec.command, spec.factory, dict(spec.options), spec.images, spec.timeout], default=str)
         if key not in self._sampler:
-            self._sampler.clear()
-            release_memory()  # the old model goes before the new one comes
+            if self._sampler:
+                self._sampler.clear()
+                release_memory()  # the old model goes before the new one comes
             self._sampler[key] = create_sampler(spec, self._device)
         return self._sampler[key]
 

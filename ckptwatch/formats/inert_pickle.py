@@ -1,8 +1,8 @@
 """Reads the structure of a pickle without running anything from it.
 
 Every class or function a pickle names becomes an inert stand-in: calling it gives another stand-in, setting its state
-does nothing. Only the built-in containers and `OrderedDict` are real. The Python implementation of the unpickler is used
-on purpose: its memo is a dict, while the C one allocates gigabytes for a hostile memo index.
+does nothing. Only lists, tuples, dicts and `OrderedDict` are real. The Python implementation of the unpickler is used on
+purpose: its memo is a dict, while the C one allocates gigabytes for a hostile memo index.
 """
 
 import io
@@ -16,13 +16,12 @@ class PickleError(ValueError):
 
 
 class Inert:
-    """Stands in for any object. Hashable, callable, takes items and state, does nothing."""
+    """Stands in for any object, sets included. Hashable, callable, takes items, does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
         return Inert()
 
-    def __setstate__(self, state: Any) -> None: ...
     def __setitem__(self, key: Any, value: Any) -> None: ...
     def append(self, value: Any) -> None: ...
     def extend(self, values: Any) -> None: ...
@@ -37,8 +36,16 @@ def _tensor(*args: Any, **kwargs: Any) -> InertTensor:
     return InertTensor()
 
 
-def _ordered_dict(*args: Any) -> OrderedDict[Any, Any]:
-    return OrderedDict(*args)
+def _ordered_dict(items: Any = ()) -> OrderedDict[Any, Any]:
+    return OrderedDict((_key(k), v) for k, v in items)
+
+
+def _key(value: Any) -> Any:
+    """A key for a dict. Scalars only: hashing a tuple nested a million deep overflows the C stack, past any except."""
+    return value if isinstance(value, _SCALARS) else Inert()
+
+
+_SCALARS = (str, bytes, int, float, bool, type(None))
 
 
 _TENSOR_MAKERS = {
@@ -60,6 +67,35 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the pure P
 
     def get_extension(self, code: int) -> None:
         self.append(Inert())
+
+    def load_build(self) -> None:
+        self.stack.pop()  # the state of an object is nobody's business
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_key(key)] = value
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self.stack[-1][_key(key)] = value
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
+
+    def load_set(self) -> None:
+        self.append(Inert())
+
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.append(Inert())
+
+    dispatch = {  # noqa: RUF012  # the unpickler looks it up on the class
+        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
+        pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict, pickle.EMPTY_SET[0]: load_set, pickle.FROZENSET[0]: load_frozenset,
+    }
 
 
 def load_inert(data: bytes) -> Any:

@@ -51,6 +51,10 @@ def _facts(archive: zipfile.ZipFile, size: int) -> Facts:
     outside = [r for r in records if r.header_offset + r.compress_size > archive.start_dir]
     if outside:
         return _incomplete(f"record {outside[0].filename} reaches into the zip directory")
+    if min(r.header_offset for r in records) > 0:  # else a zip file stored inside a truncated one would pass for it
+        return _incomplete("the zip directory at its end does not describe its beginning")
+    if pickles[0].file_size > DIRECTORY_BUDGET:  # declared, and never exceeded by what is unpacked
+        return _incomplete(f"its data.pkl of {pickles[0].file_size:,} bytes is larger than any real checkpoint's")
     digest = hashlib.sha256()
     for record in records:  # the CRCs in the directory make this a digest of the content
         digest.update(f"{record.filename}\0{record.CRC}\0{record.file_size}\0{record.header_offset}\n".encode())

@@ -1,5 +1,7 @@
 """Making jobs, images and engines for tests of `evaluate/`. Real files, real networks, real processes."""
 
+import atexit
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,9 @@ from ckptwatch.model import MetricSpec, Networks, Recipe, Reference, Sampler
 from ckptwatch.workers.wire import Job, Progress, Result
 from tests.parity import tiny_networks
 from tests.parity.toy_pictures import pixels
+
+gc.freeze()  # as the worker does: torch's own objects make every collection slow
+atexit.register(gc.unfreeze)
 
 ROOT = Path(__file__).parents[2]
 TOY = Sampler(factory="tests.parity.toy_samplers:Toy")

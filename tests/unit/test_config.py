@@ -1,0 +1,268 @@
+"""The configuration: every problem at once, each with its line; what is accepted means what it says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptwatch.config import find_config, load_config, settings_for_roots, yields
+from ckptwatch.errors import CkptwatchError, ConfigError, UsageError
+from ckptwatch.model import KeepRules, Mode
+from ckptwatch.settings import RootRule, WorkerRule
+
+MINIMAL = "watch:\n  - root: runs\n"
+RECIPE = """watch:
+  - root: runs
+recipes:
+  t2i:
+    sampler: {images: "out/{step}"}
+    samples: 50
+    prompts: prompts.txt
+    reference: {images: ref}
+    metrics: [fid, clip_score, {name: sharpness, function: "my.metrics:sharpness", mode: max}]
+    composite: {fid: {weight: -0.4, range: [0, 300]}, clip_score: {weight: 0.6, range: [0, 1]}}
+"""
+
+
+def load(tmp_path, text, name="config.yaml"):
+    path = tmp_path / name
+    path.write_text(text)
+    return load_config(path)
+
+
+def problems(tmp_path, text):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert caught.value.exit_status == 2
+    return caught.value.problems
+
+
+def only(tmp_path, text):
+    found = problems(tmp_path, text)
+    assert len(found) == 1, found
+    return found[0]
+
+
+# ---- what is accepted -----------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_the_settings(tmp_path):
+    settings = load(tmp_path, MINIMAL)
+    assert settings.roots == (RootRule(root=tmp_path / "runs"),)
+    assert settings.workers == WorkerRule()
+    assert not settings.observe_only
+    assert settings.rule_for("anything").keep is None
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path, monkeypatch):
+    (tmp_path / "etc").mkdir()
+    monkeypatch.chdir("/")
+    settings = load(tmp_path, RECIPE + "state_dir: ../state\n", "etc/config.yaml")
+    assert settings.state_dir == tmp_path / "state"
+    assert settings.roots[0].root == tmp_path / "etc/runs"
+    assert settings.recipes["t2i"].prompts == tmp_path / "etc/prompts.txt"
+    assert settings.recipes["t2i"].reference.images == tmp_path / "etc/ref"
+    assert settings.directory == tmp_path / "etc"
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert load(tmp_path, MINIMAL + "state_dir: ~/s\n").state_dir == tmp_path / "home/s"
+
+
+def test_durations_are_seconds(tmp_path):
+    root = load(tmp_path, "watch:\n  - {root: runs, quiet: 2m, scan_every: 1.5h}\n").roots[0]
+    assert (root.quiet, root.scan_every) == (120.0, 5400.0)
+
+
+def test_the_first_rule_that_matches_counts(tmp_path):
+    settings = load(tmp_path, MINIMAL + "runs:\n  - {match: 'a*', keep: {last: 1}}\n  - {match: '*', keep: {last: 9}}\n")
+    assert settings.rule_for("abc").keep == KeepRules(last=1)
+    assert settings.rule_for("b/abc").keep == KeepRules(last=9)
+
+
+def test_a_known_metric_brings_its_direction(tmp_path):
+    text = RECIPE + "runs:\n  - {evaluate: {recipe: t2i}, rank: {by: %s}}\n"
+    assert load(tmp_path, text % "fid").rule_for("x").rank.mode is Mode.MIN
+    assert load(tmp_path, text % "clip_score").rule_for("x").rank.mode is Mode.MAX
+    assert load(tmp_path, text % "composite_score").rule_for("x").rank.mode is Mode.MAX
+    assert load(tmp_path, text % "sharpness").rule_for("x").rank.mode is Mode.MAX
+
+
+def test_recipes_yield_their_metrics_and_the_composite(tmp_path):
+    assert yields(load(tmp_path, RECIPE).recipes["t2i"]) == ("fid", "clip_score", "sharpness", "composite_score")
+
+
+def test_evaluation_can_be_switched_off(tmp_path):
+    text = RECIPE + "runs:\n  - {evaluate: {recipe: t2i, enabled: false}, rank: {by: fid}}\n"
+    assert load(tmp_path, text).rule_for("x").evaluate is None
+
+
+def test_bare_roots_are_only_observed(tmp_path):
+    settings = settings_for_roots([tmp_path])
+    assert settings.observe_only and settings.rule_for("x").keep is None
+    assert not (settings.publish.json or settings.publish.tensorboard or settings.publish.samples)
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_key_is_named_with_its_line_and_a_suggestion(tmp_path):
+    text = "watch:\n  - root: runs\n    quite: 3s\nruns:\n  - keep: {besst: 3}\nrecipe: {}\n"
+    assert problems(tmp_path, text) == [
+        "line 3, watch.0.quite: unknown key `quite`; did you mean `quiet`?",
+        "line 5, runs.0.keep.besst: unknown key `besst`; did you mean `best`?",
+        "line 6, recipe: unknown key `recipe`; did you mean `recipes`?",
+    ]
+
+
+def test_every_problem_comes_at_once_with_its_line(tmp_path):
+    found = problems(tmp_path, """watch:
+  - root: runs
+    scan_every: 0
+workers:
+  attempts: many
+recipes:
+  a:
+    metrics: []
+runs:
+  - rank: {by: fid, mode: upwards}
+  - keep: {best: -2}
+""")
+    places = [(int(p.split(",")[0].removeprefix("line ")), p.split(", ")[1].split(":")[0]) for p in found]
+    assert places == [
+        (3, "watch.0.scan_every"), (5, "workers.attempts"), (7, "recipes.a.sampler"), (8, "recipes.a.metrics"),
+        (10, "runs.0.rank.mode"), (11, "runs.1.keep.best"),
+    ]
+
+
+def test_contradictions_come_at_once_with_their_line(tmp_path):
+    found = problems(tmp_path, RECIPE + """runs:
+  - evaluate: {recipe: t2i}
+    rank: {by: sharpnes}
+  - rank: {by: fid, mode: max}
+  - keep: {best: 3}
+  - evaluate: {recipe: nothing}
+  - rank: {by: my_loss}
+""")
+    assert [p.split(":")[0] for p in found] == [
+        "line 13, runs.0.rank.by", "line 13, runs.0.rank.by", "line 14, runs.1.rank.mode", "line 15, runs.2.keep.best",
+        "line 16, runs.3.evaluate.recipe", "line 17, runs.4.rank.by",
+    ]
+
+
+def test_unknown_keys_do_not_hide_contradictions(tmp_path):
+    found = problems(tmp_path, MINIMAL + "colour: blue\nruns:\n  - rank: {by: fid, mode: max}\n")
+    assert [p.split(":")[0] for p in found] == ["line 3, colour", "line 5, runs.0.rank.mode"]
+
+
+def test_a_metric_the_recipe_cannot_yield_is_refused_naming_what_it_can(tmp_path):
+    text = RECIPE + "runs:\n  - {evaluate: {recipe: t2i}, rank: {by: kid}}\n"
+    assert "recipe `t2i` cannot yield `kid`; it yields fid, clip_score, sharpness, composite_score" in only(tmp_path, text)
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ({"metrics": ["fidd"]}, "did you mean `fid`?"),
+    ({"metrics": ["fid", "fid"]}, "listed twice"),
+    ({"reference": {}}, "set reference.images or reference.stats"),
+    ({"reference": {"stats": "s.npz"}, "metrics": ["kid"], "composite": None}, "`kid` compares with reference images"),
+    ({"reference": {"images": "a", "stats": "b"}}, "contradict each other"),
+    ({"prompts": None}, "`clip_score` needs prompts"),
+    ({"samples": 1}, "needs at least 2 samples"),
+    ({"composite": {"kid": {"weight": 1, "range": [0, 1]}}}, "the recipe has no metric `kid`"),
+    ({"composite": {"fid": {"weight": 1, "range": [1, 0]}}}, "range must rise"),
+    ({"composite": {"fid": {"weight": 0, "range": [0, 1]}}}, "weight 0 takes no part"),
+    ({"composite": {}}, "at least one term"),
+    ({"sampler": {"images": "x", "command": ["y"]}}, "exactly one of command, python, images"),
+    ({"sampler": {}}, "exactly one of command, python, images"),
+    ({"sampler": {"images": "x", "options": {"a": 1}}}, "this sampler has none"),
+    ({"sampler": {"python": "no function"}}, "pattern"),
+    ({"metrics": [{"name": "fid", "function": "a:b", "mode": "max"}]}, "built-in metric"),
+    ({"metrics": [{"name": "a b", "function": "a:b", "mode": "max"}], "composite": None}, "pattern"),
+])
+def test_a_contradictory_recipe_is_refused(tmp_path, change, expected):
+    raw = yaml.safe_load(RECIPE)
+    raw["recipes"]["t2i"].update(change)
+    assert any(expected in p for p in problems(tmp_path, yaml.safe_dump(raw)))
+
+
+@pytest.mark.parametrize("text", [
+    MINIMAL + "runs:\n  - {keep: {}}\n",
+    MINIMAL + "runs:\n  - {keep: {last: -1}}\n",
+    MINIMAL + "runs:\n  - {approve_over: 2}\n",
+    MINIMAL + "runs:\n  - {aliases: {best: 'a/b.pt'}}\n",
+    MINIMAL + "runs:\n  - {aliases: {best: '{colour}.pt'}}\n",
+    MINIMAL + "runs:\n  - {aliases: {best: same, last: same}}\n",
+    MINIMAL + "workers: {devices: [gpu]}\n",
+    MINIMAL + "workers: {devices: [cpux]}\n",
+    MINIMAL + "workers: {devices: ['cuda:0, cuda:1']}\n",
+    MINIMAL + "recipes: {'a b': {sampler: {images: x}, metrics: [inception_score]}}\n",
+    "watch: [{root: runs, quiet: -1}]\n",
+    "watch: [{root: runs, quiet: soon}]\n",
+    "watch: [{root: runs}, {root: runs}]\n",
+    "watch: [{root: runs}, {root: ./runs/inner}]\n",
+    "watch: []\n",
+    "recipes: {}\n",
+    "watch: [{root: '~nobody-of-that-name/runs'}]\n",
+    'watch: [{root: "ru\\0ns"}]\n',
+    MINIMAL + "runs:\n  - {keep: {last: 1}, keep: {last: 2}}\n",
+])
+def test_nonsense_is_refused_with_its_line(tmp_path, text):
+    assert all(p.startswith("line ") for p in problems(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", [
+    "", "\0", "just words", "- a\n- b\n", "watch: [", "a: b: c", "%YAML 9.9\n---\n", "watch: *nowhere\n", "&a [*a]\n",
+    "watch: &a [*a]\n", "? {a: b}\n: c\n", "1: 2\nwatch: 3\n", "!!python/object/apply:os.system ['true']\n",
+    "[" * 5000, "a: " * 5000, "{a: " * 3000, "watch: !!binary x\n", "2026-13-45: x\n", "watch: 0o9999999999999\n",
+    "<<: 3\nwatch: 1\n",
+])
+def test_yaml_garbage_is_a_problem_not_a_crash(tmp_path, text):
+    assert problems(tmp_path, text)
+
+
+@given(st.text(alphabet=st.sampled_from("watchrun:[]{}-,&*!?'\" \n\t#%@|>0a"), max_size=80))
+def test_no_text_gets_past_the_two_errors_of_a_configuration(tmp_path_factory, text):
+    try:
+        load(tmp_path_factory.getbasetemp(), text, "fuzz.yaml")
+    except CkptwatchError as error:
+        assert error.exit_status == 2
+
+
+def test_python_objects_are_never_made(tmp_path):
+    marker = tmp_path / "made"
+    problems(tmp_path, f"watch: !!python/object/apply:os.mkdir ['{marker}']\n")
+    assert not marker.exists()
+
+
+def test_nested_roots_are_seen_through_relative_names(tmp_path):
+    assert "contain one another" in only(tmp_path, f"watch: [{{root: runs}}, {{root: {tmp_path}/other/../runs/a}}]\n")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00watch")
+    with pytest.raises(UsageError):
+        load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory"])
+def test_a_missing_configuration_names_its_path(tmp_path, kind):
+    path = tmp_path / "c.yaml"
+    if kind == "directory":
+        path.mkdir()
+    with pytest.raises(UsageError) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value) and caught.value.exit_status == 2
+
+
+def test_the_given_file_wins_then_the_environment_then_the_usual_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_config(None) is None
+    (tmp_path / "ckptwatch.yaml").write_text(MINIMAL)
+    assert find_config(None) == Path("ckptwatch.yaml")
+    monkeypatch.setenv("CKPTWATCH_CONFIG", "/elsewhere.yaml")
+    assert find_config(None) == Path("/elsewhere.yaml")
+    assert find_config(Path("mine.yaml")) == Path("mine.yaml")
