@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Server:
 
     def close(self) -> None:
         self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._socket.close()
 
     def _accept(self) -> None:
@@ -60,7 +62,7 @@ class Server:
                 if not isinstance(request, dict) or request.get("version") != VERSION:
                     raise ValueError(f"not a request of version {VERSION}")
                 reply = self._handle(request)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, RecursionError) as error:
                 reply = {"ok": False, "error": f"unusable request: {error}"}
             try:
                 client.settimeout(60.0)

@@ -163,12 +163,12 @@ class Daemon:
         def post(tick: Tick) -> None:
             self._queue.put(tick)
 
+        # It logs every run of a job at INFO; a tick a second is no news.
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
         scheduler.add_job(post, "interval", seconds=PULSE, args=[Tick("pulse")], coalesce=True, max_instances=1)
         for rule in self.settings.roots:
             scheduler.add_job(post, "interval", seconds=rule.scan_every, args=[Tick("scan", rule.root)], coalesce=True,
                               max_instances=1)
-        # Its executor logs every run of a job at INFO; a tick a second is no news.
-        logging.getLogger("apscheduler").setLevel(logging.ERROR)
         scheduler.start()
 
     # ---- the loop ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from ckptwatch.errors import EvaluationError
 from ckptwatch.model import FailureKind, Recipe
 from ckptwatch.settings import Settings
 from ckptwatch.workers.devices import resolve
-from ckptwatch.workers.supervisor import Died, Pool, Report, describe_death
+from ckptwatch.workers.supervisor import Died, Pool, Report
 from ckptwatch.workers.wire import Failed, Job, Progress, Result
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _wait(pool: Pool, reports: "queue.Queue[Report]", limit: float, log: Path, s
             if worker is None:
                 continue
             if isinstance(report, Died):
-                raise EvaluationError("evaluate", worker.ending or f"the worker {describe_death(report.returncode)}",
+                raise EvaluationError("evaluate", worker.ending or f"the worker {report.words}",
                                       kind=FailureKind.CRASH, hint=f"its last words:\n{_tail(log)}")
             match report.document:
                 case Progress(stage=stage, done=done, total=total):

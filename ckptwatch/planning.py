@@ -164,7 +164,7 @@ def _contender(
     if evaluation is None:
         return evolve(base, note=skipped or "evaluation pending")
     if evaluation.state is EvaluationState.DONE:
-        return evolve(base, scores=_with_composite(evaluation.scores, recipe), digest=evaluation.digest)
+        return evolve(base, scores=with_composite(evaluation.scores, recipe), digest=evaluation.digest)
     if evaluation.digest != digest or evaluation.state is EvaluationState.ABANDONED:
         return evolve(base, note="evaluation pending")
     return evolve(base, note=state_words(evaluation))
@@ -179,7 +179,8 @@ def state_words(evaluation: Evaluation) -> str:
     return f"evaluation {evaluation.state}"
 
 
-def _with_composite(scores: Mapping[str, Score], recipe: Recipe) -> Mapping[str, Score]:
+def with_composite(scores: Mapping[str, Score], recipe: Recipe) -> Mapping[str, Score]:
+    """Stored scores and the composite that follows from them; without one where a term is missing."""
     if recipe.composite is None:
         return scores
     composite, _ = composite_score(scores, recipe.composite)

@@ -30,7 +30,7 @@ class ContentDigests:
         try:
             raw = json.loads(cache_file.read_text())
             self._known: dict[str, list[Any]] = raw if isinstance(raw, dict) else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             self._known = {}  # a lost cache costs one reading
 
     def of(self, path: Path) -> str:
@@ -38,7 +38,7 @@ class ContentDigests:
         info = path.stat()
         key = [info.st_ino, info.st_size, info.st_mtime_ns]
         known = self._known.get(str(path))
-        if isinstance(known, list) and known[:3] == key:
+        if isinstance(known, list) and len(known) == 4 and known[:3] == key:
             return str(known[3])
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -126,7 +126,8 @@ def input_stamp(recipe: Recipe) -> tuple[Any, ...]:
     """Changes when an input of the recipe may have changed; cheap enough to ask at every scan."""
     paths = [recipe.prompts, recipe.reference.images, recipe.reference.stats, recipe.reference.paired,
              recipe.networks.features_weights, recipe.networks.lpips_weights]
-    return tuple(_stamp(p) for p in paths if p is not None)
+    clip = Path(recipe.networks.clip.removeprefix("local-dir:")), Path(recipe.networks.clip_pretrained)
+    return tuple(_stamp(p) for p in [*paths, *(p for p in clip if p.is_absolute())] if p is not None)
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -40,7 +40,7 @@ def read_marker(root: Path) -> Marker | None:
         if not root.is_dir():
             raise RootError("watch", "not a directory", path=root)
         os.scandir(root).close()
-        text = (home(root) / MARKER).read_text()
+        raw = (home(root) / MARKER).read_bytes()
     except FileNotFoundError:
         if not root.exists():
             raise RootError("watch", "the directory is missing", path=root,
@@ -49,8 +49,8 @@ def read_marker(root: Path) -> Marker | None:
     except OSError as error:
         raise RootError("watch", error.strerror or str(error), path=root) from error
     try:
-        return Marker(uuid=str(uuid.UUID(json.loads(text)["uuid"])), device=device)
-    except (ValueError, KeyError, TypeError) as error:
+        return Marker(uuid=str(uuid.UUID(json.loads(raw)["uuid"])), device=device)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RootError("watch", f"its marker {home(root) / MARKER} is damaged", path=root,
                         hint="if this is the right directory, remove that file and start again") from error
 

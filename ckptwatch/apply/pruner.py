@@ -166,6 +166,9 @@ class Pruner:
         except FileNotFoundError:
             pass  # unlinked before a crash, or by a person
         except OSError as error:
+            if removal.trash.is_file():  # still whole: it can be restored, and the next round tries again
+                with self._db.write() as conn:
+                    removals.advance(conn, removal.id, RemovalState.TRASHED)
             raise RemovalRefused("purge", error.strerror or str(error), path=removal.trash) from error
         self._at("unlinked")
         with self._db.write() as conn:

@@ -17,7 +17,7 @@ def plan(
     from rich.text import Text
 
     from ckptwatch.commands import find_run
-    from ckptwatch.core.amounts import format_bytes, format_step
+    from ckptwatch.core.amounts import format_bytes
     from ckptwatch.model import Action
     from ckptwatch.planning import assess
     from ckptwatch.store import runs
@@ -45,13 +45,25 @@ def plan(
         removals = a.plan.removals
         out.print(f"{a.run.name}: keep {len(a.plan.decisions) - len(removals)}, remove {len(removals)} "
                   f"({format_bytes(a.plan.reclaimed)} into the trash)", style="bold", no_wrap=True)
+        widest = min(40, max((len(d.checkpoint.path.name) for d in a.plan.decisions), default=0))
         for d in a.plan.decisions:
             remove = d.action is Action.REMOVE
-            step = format_step(d.checkpoint.step) if d.checkpoint.step is not None else "?"
             line = Text("  ✗ remove " if remove else "  ✓ keep   ", style="red" if remove else "green")
-            size = format_bytes(d.checkpoint.identity.size)
-            line.append(f"{d.checkpoint.path.name:<24} {step:>7} {size:>10}  ", "default")
-            line.append("; ".join(d.reasons), "default")
-            out.print(line, no_wrap=True, overflow="ellipsis")
+            line.append(f"{d.checkpoint.path.name:<{widest}} {format_bytes(d.checkpoint.identity.size):>10}  ", "default")
+            # A reason that cannot be read is none: they go on in further lines, in their column, where they do not fit.
+            for part in _fitted(d.reasons, out.width - len(line)):
+                out.print(line + Text(part, "default"), no_wrap=True, overflow="ellipsis")
+                line = Text(" " * len(line))
         if a.plan.held:
             out.print(f"  ▲ waits: {a.plan.held.replace('RUN', a.run.name)}", style="yellow", no_wrap=True)
+
+
+def _fitted(reasons: tuple[str, ...], room: int) -> list[str]:
+    """The reasons in as few lines as they fit in."""
+    lines = [reasons[0]]
+    for reason in reasons[1:]:
+        if len(lines[-1]) + 2 + len(reason) <= room:
+            lines[-1] += f"; {reason}"
+        else:
+            lines.append(reason)
+    return lines

@@ -59,43 +59,63 @@ def _document(a: Any) -> dict[str, Any]:
 
 
 def _show(a: Any, ascii_only: bool) -> None:
-    from rich.table import Table
-
-    from ckptwatch.core.amounts import format_step
+    from rich.text import Text
 
     out = console(ascii_only=ascii_only)
     ranking = a.ranking
     better = "higher" if ranking.mode == "max" else "lower"
     recipe = f", recipe {a.recipe.name} ({(ranking.digest or 'none')[:8]})" if a.recipe else ", logged by the trainer"
-    out.print(f"{a.run.name} by {ranking.metric} ({better} is better){recipe}", style="bold", no_wrap=True)
+    variants = {p.contender.variant for p in ranking.places}
+    variant = f" of {next(iter(variants))}" if len(variants) == 1 and "" not in variants else ""
+    out.print(f"{a.run.name} by {ranking.metric}{variant} ({better} is better){recipe}", style="bold", no_wrap=True)
     names = sorted({n for p in ranking.places for n in p.contender.scores}, key=lambda n: (n != ranking.metric, n))
-    variants = any(p.contender.variant for p in ranking.places)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("step", justify="right", no_wrap=True)
-    if variants:
-        table.add_column("variant", no_wrap=True)
-    shown = names[: 5 if out.width >= PLENTY else 2 if out.width >= ENOUGH else 1]
-    for name in shown:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reason", no_wrap=True, overflow="ellipsis")
-    for p in ranking.places:
-        c = p.contender
-        step = format_step(c.step) if c.step is not None else f"epoch {c.epoch}" if c.epoch is not None else c.path.name
-        row = [str(p.rank), step, *([c.variant] if variants else []), *(_cell(c.scores.get(n)) for n in shown), p.reason]
-        table.add_row(*row, style="green" if p.rank == 1 else None)
-    out.print(table)
-    if len(shown) < len(names):
-        rest = ", ".join(names[len(shown):])
-        out.print(f"  (not shown for want of room: {rest}; --json has all)", style="dim", no_wrap=True)
+    rows, left_out = _table(ranking.places, names, out.width)
+    for position, row in enumerate(rows):
+        style = "dim" if position == 0 else "green" if position == 1 else ""
+        out.print(Text(row, style=style), no_wrap=True, overflow="ellipsis")
+    if left_out:
+        out.print(f"  (no room for {', '.join(left_out)}; --json has all)", style="dim", no_wrap=True, overflow="ellipsis")
     for u in ranking.unranked:
-        c = u.contender
-        name = format_step(c.step) if c.step is not None else c.path.name
-        variant = f" {c.variant}" if c.variant else ""
-        out.print(f"  – {name}{variant}: {u.reason}", style="yellow", no_wrap=True, overflow="ellipsis")
+        variant = f" {u.contender.variant}" if u.contender.variant else ""
+        out.print(f"  – {_name(u.contender)}{variant}: {u.reason}", style="yellow", no_wrap=True, overflow="ellipsis")
 
 
-PLENTY, ENOUGH = 100, 70  # columns of the terminal
+REASON_ROOM = 28  # columns the reason should have at least; metrics give way to it
+
+
+def _table(places: Any, names: list[str], width: int) -> tuple[list[str], list[str]]:
+    """Header and one row per place; and the metrics left out for want of room, the ranked one never."""
+    first = [["#", "step", "variant"], *([str(p.rank), _name(p.contender), p.contender.variant] for p in places)]
+    if len({p.contender.variant for p in places}) < 2:
+        first = [row[:2] for row in first]  # one variant stands in the title
+    columns = [_padded([row[i] for row in first], left=i == VARIANT_COLUMN) for i in range(len(first[0]))]
+    shown = 0
+    for name in names:
+        column = _padded([name, *(_cell(p.contender.scores.get(name)) for p in places)])
+        taken = sum(len(c[0]) + 2 for c in [*columns, column])
+        if shown and taken + REASON_ROOM > width:
+            break
+        columns.append(column)
+        shown += 1
+    reasons = ["reason", *(p.reason.removeprefix(f"{p.score.metric} {p.score.value:.4g}").lstrip(", ") for p in places)]
+    rows = ["  ".join([*cells, reason]) for *cells, reason in zip(*columns, reasons, strict=True)]
+    return rows, names[shown:]
+
+
+VARIANT_COLUMN = 2
+
+
+def _padded(cells: list[str], *, left: bool = False) -> list[str]:
+    width = max(map(len, cells))
+    return [c.ljust(width) if left else c.rjust(width) for c in cells]
+
+
+def _name(contender: Any) -> str:
+    from ckptwatch.core.amounts import format_step
+
+    if contender.step is not None:
+        return format_step(contender.step)
+    return f"epoch {contender.epoch}" if contender.epoch is not None else contender.path.name
 
 
 def _cell(score: "Score | None") -> str:

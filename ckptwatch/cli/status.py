@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 IN_FULL = 6       # runs shown with all their rows; more become one line each
 LISTED = 20       # lines of runs; the rest is counted
+PAST = 0.25       # part of the shown range lost since the best, above which a run is past it
 ALERTS = 8        # alerts written out; the rest is counted
 _LOOK = {"OK": ("✓", "green"), "BUSY": ("●", "cyan"), "WARN": ("▲", "yellow"), "FAIL": ("✗", "red"), "DOWN": ("✗", "red")}
 _CHECK = {"OK": 0, "BUSY": 0, "WARN": 10, "FAIL": 11, "DOWN": 12}
@@ -244,12 +245,10 @@ def _trend(a: Any) -> tuple[str, str, str]:
         return "trend", "", ""
     low, high = min(values), max(values)
     bars = "".join("▁▂▃▄▅▆▇█"[int((v - low) / (high - low) * 7) if high > low else 0] for v in values)
-    change = values[-1] - values[0]
-    better = (change < 0) == (str(a.ranking.mode) == "min") and change != 0
-    peak = values.index(low if str(a.ranking.mode) == "min" else high)
-    word = "improving" if peak == len(values) - 1 else "past its best" if peak < len(values) - 2 else \
-        "improving" if better else "flat"
-    return "trend", f"{bars}  {change:+.3g} over last {len(values)}", word
+    best = low if str(a.ranking.mode) == "min" else high
+    lost = abs(values[-1] - best) / (high - low) if high > low else 0.0
+    word = "flat" if high == low else "improving" if lost == 0 else "past its best" if lost > PAST else "near its best"
+    return "trend", f"{bars}  {values[-1] - values[0]:+.3g} over last {len(values)}", word
 
 
 def _queue(a: Any) -> tuple[str, str, str]:

@@ -46,7 +46,7 @@ def _judge(
     """The contender, its score, or why it has none that counts."""
     if None not in (digest, contender.digest) and contender.digest != digest:
         return contender, None, f"scored by another recipe (digest {contender.digest[:8]}), not comparable"
-    if rule.by == COMPOSITE and composite is not None:
+    if rule.by == COMPOSITE and composite is not None and contender.scores:
         score, reason = composite_score(contender.scores, composite)
         if score is None:
             return contender, None, f"{reason}: {contender.note}" if contender.note else reason

@@ -39,7 +39,7 @@ class DemoInputs:
 def write_demo_inputs(
     directory: Path, count: int, *, seed: int = 0, on_progress: Callable[[str, float], None] | None = None
 ) -> DemoInputs:
-    """Write `count` originals, their prompts and the networks below `directory`; what is up to date stays.
+    """Write `count` originals, their prompts and the networks below `directory`; networks that are up to date stay.
 
     directory/reference/000000.png …   directory/prompts.txt   directory/networks/
     `on_progress` is that of `make_networks`. Takes about 25 s on one core the first time.

@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(arguments)
-    prompts = given.prompts.read_text(encoding="utf-8").splitlines()
+    # As ckptwatch reads them: blank lines are no prompts.
+    prompts = [line.strip("\r") for line in given.prompts.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not prompts:
         parser.error(f"{given.prompts} has no prompts: one a line is needed")
 

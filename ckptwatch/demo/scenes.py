@@ -114,7 +114,7 @@ def render(scenes: Scenes, chunk: int = 256) -> np.ndarray:
 def write_references(directory: Path, count: int, seed: int = 1_000_000) -> tuple[Path, Path]:
     """Write originals `directory/reference/000000.png` … and `directory/prompts.txt`; line i is the caption of original i.
 
-    The default seed keeps them apart from what the demo trains on.
+    The default seed keeps them apart from what the demo trains on. Returns directory of originals and file of prompts.
     """
     from PIL import Image
 
@@ -123,6 +123,9 @@ def write_references(directory: Path, count: int, seed: int = 1_000_000) -> tupl
     scenes = seeded(range(seed, seed + count))
     for index, picture in enumerate(render(scenes)):
         Image.fromarray(picture).save(reference / f"{index:06d}.png")
+    for left_over in reference.glob("[0-9]*.png"):  # of an earlier, longer set: it has no prompt now
+        if int(left_over.stem) >= count:
+            left_over.unlink()
     prompts = directory / "prompts.txt"
     prompts.write_text("".join(f"{line}\n" for line in scenes.captions), encoding="utf-8")
     return reference, prompts

@@ -67,10 +67,17 @@ def run_demo(directory: Path | None, *, pretrained: bool, ascii_only: bool) -> N
     players: list[Player] = []
     try:
         _play(stage, players, screen, begun)
+        _tell(stage, screen, ascii_only)
     finally:
         for player in reversed(players):
             player.end()
-    _finish(stage, screen, begun, ascii_only)
+    # The runs are over: one pass writes their results, as the daemon itself would after `ended_after`.
+    with (stage.directory / "daemon.log").open("ab") as log:
+        subprocess.run([sys.executable, "-m", "ckptwatch", "run", "-c", str(stage.config), "--once"], check=False,
+                       stdout=subprocess.DEVNULL, stderr=log)
+    screen.print(f"\ndone in {time.monotonic() - begun:.0f} s; everything is in {stage.directory}", soft_wrap=True)
+    screen.print(f"try:  ckptwatch restore calm@STEP -c {stage.config}   (any step of the trash above)", soft_wrap=True)
+    screen.print(f"      tensorboard --logdir {stage.runs / '.ckptwatch' / 'runs'}", soft_wrap=True)
 
 
 def _play(stage: Stage, players: list[Player], screen: "Console", begun: float) -> None:
@@ -164,11 +171,8 @@ class _Scene:
         return Group(*lines[: self._screen.height - 1])
 
 
-def _finish(stage: Stage, screen: "Console", begun: float, ascii_only: bool) -> None:
+def _tell(stage: Stage, screen: "Console", ascii_only: bool) -> None:
     """What became of it, asked with the same commands a person would use."""
-    # The runs are over: one pass writes the results, as the daemon itself would after `ended_after`.
-    subprocess.run([sys.executable, "-m", "ckptwatch", "run", "-c", str(stage.config), "--once"], check=False,
-                   stdout=subprocess.DEVNULL, stderr=(stage.directory / "daemon.log").open("ab"))
     flags = ["-c", str(stage.config), *(["--ascii"] if ascii_only else [])]
     for command in (["status"], ["rank", "calm"], ["rank", "stormy"], ["plan"], ["trash"]):
         screen.print()
@@ -178,12 +182,10 @@ def _finish(stage: Stage, screen: "Console", begun: float, ascii_only: bool) -> 
     for name in ("calm", "stormy"):
         link = stage.reports(name) / "best.pt"
         target = link.resolve().relative_to(stage.directory.resolve()) if link.is_symlink() else "nothing"
-        screen.print(f"best.pt of {name:<8} → {target}", soft_wrap=True)
+        screen.print(f"best.pt of {name:<7} → {target}", soft_wrap=True)
     for name in ("calm", "stormy"):
-        screen.print(f"samples over steps   {stage.reports(name) / 'evaluation_samples' / 'overview.jpg'}", soft_wrap=True)
-    screen.print(f"\ndone in {time.monotonic() - begun:.0f} s; everything is in {stage.directory}", soft_wrap=True)
-    screen.print(f"try:  ckptwatch restore calm@STEP -c {stage.config}   (any step of the trash above)", soft_wrap=True)
-    screen.print(f"      tensorboard --logdir {stage.runs / '.ckptwatch' / 'runs'}", soft_wrap=True)
+        sheet = stage.reports(name) / "evaluation_samples" / "overview.jpg"
+        screen.print(f"samples over steps  {sheet}", soft_wrap=True)
 
 
 def _sh(command: Sequence[str], screen: "Console") -> None:

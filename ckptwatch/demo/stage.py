@@ -14,6 +14,7 @@ from ckptwatch.errors import CkptwatchError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
 MARKER = ".ckptwatch-demo"  # says that what lies in the directory is ours to clear
 STEPS = 1600
@@ -145,17 +146,27 @@ def _config(stage: Stage, pretrained: bool) -> str:
 
 
 def _make_inputs(directory: Path, screen: "Console", *, networks: bool) -> None:
-    """Reference images and prompts, and the demo's own networks, by a process of its own: torch stays out of this one."""
-    command = [sys.executable, "-m", "ckptwatch.demo.recipe", str(directory), "--count", str(SAMPLES)]
+    """Originals, prompts and the demo's own networks, by a process of its own: torch stays out of this one."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    command = [sys.executable, "-m", "ckptwatch.demo.inputs", str(directory), "--count", str(SAMPLES)]
     command += [] if networks else ["--no-networks"]
-    with screen.status("making reference images, prompts and the demo's networks (about half a minute, once)") \
-            if screen.is_terminal else _Announced(screen):
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False,
-            env={k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"})
-    if done.returncode:
-        raise CkptwatchError("make the demo's inputs", "\n".join(done.stderr.strip().splitlines()[-5:]), path=directory)
-    screen.print(f"inputs are in {directory}", soft_wrap=True)
+    screen.print("making reference images, prompts and small networks (about half a minute, the first time)", soft_wrap=True)
+    columns = (TextColumn("  {task.description:<9}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as bars, \
+            (directory / "inputs.log").open("w+") as errors:
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        tasks: dict[str, TaskID] = {}
+        for line in process.stdout or ():
+            phase, _, percent = line.strip().partition(" ")
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=100)
+            bars.update(tasks[phase], completed=float(percent.rstrip("%") or 0))
+        if process.wait():
+            errors.seek(0)
+            last_words = "\n".join(errors.read().strip().splitlines()[-5:])
+            raise CkptwatchError("make the demo's inputs", last_words, path=directory)
 
 
 def _require_pretrained(screen: "Console") -> None:
@@ -165,12 +176,3 @@ def _require_pretrained(screen: "Console") -> None:
         raise CkptwatchError("use the pretrained networks", done.stdout.strip() or done.stderr.strip().splitlines()[-1],
                              hint="without --pretrained the demo makes small networks of its own")
 
-
-class _Announced:
-    """In place of a spinner where the output is no terminal."""
-
-    def __init__(self, screen: "Console") -> None:
-        screen.print("making reference images, prompts and the demo's networks (about half a minute, once)", soft_wrap=True)
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...

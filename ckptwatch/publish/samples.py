@@ -74,7 +74,8 @@ def write_overview(
     sheet = Image.new("RGB", (LABEL + width * tile, len(rows) * tile), "white")
     draw = ImageDraw.Draw(sheet)
     for y, (label, images) in enumerate(rows):
-        draw.text((4, y * tile + tile // 2 - 6), label[:24], fill="black")
+        text = "\n".join(line[:LABEL // 7] for line in label.splitlines()[:4])
+        draw.multiline_text((4, y * tile + tile // 2 - 18), text, fill="black")
         for x, path in enumerate(images):
             sheet.paste(_thumbnail(path, tile), (LABEL + x * tile, y * tile))
     buffer = io.BytesIO()

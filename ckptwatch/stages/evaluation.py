@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ckptwatch.core.dispatch import Waiting, choose
 from ckptwatch.errors import StateError
-from ckptwatch.model import Evaluation, EvaluationState, Failure, FailureKind
+from ckptwatch.model import Evaluation, EvaluationState, Failure, FailureKind, evolve
 from ckptwatch.recipes import ContentDigests, input_stamp, inspect_recipe
 from ckptwatch.settings import Settings
 from ckptwatch.store import checkpoints, evaluations, events, heartbeat, runs
 from ckptwatch.store.database import Connection, Database
 from ckptwatch.workers.devices import resolve
-from ckptwatch.workers.supervisor import Died, Pool, Report, Worker, describe_death
+from ckptwatch.workers.supervisor import Died, Pool, Report, Worker
 from ckptwatch.workers.wire import Failed, Job, Result
 
 log = logging.getLogger(__name__)
@@ -169,11 +169,13 @@ class EvaluationStage:
         with self._db.write() as conn:
             evaluation = evaluations.evaluation(conn, evaluation_id)
             assert evaluation is not None
+            run_id, run, path = _owner(conn, evaluation_id)
+            # The path stands beside the message wherever it is shown.
+            failure = evolve(failure, message=failure.message.replace(f" {path}:", ":"))
             delay = min(rule.retry_after * 4 ** (evaluation.attempts - 1), max(3600.0, rule.retry_after))
             if not evaluations.fail(conn, evaluation_id, failure, attempts=rule.attempts, retry_at=now + delay, now=now):
                 return None
             after = evaluations.evaluation(conn, evaluation_id)
-            run_id, run, path = _owner(conn, evaluation_id)
             given_up = after is not None and after.state is EvaluationState.FAILED
             events.append(conn, now=now, kind="evaluation_failed" if given_up else "attempt_failed", run=run, path=path,
                           message=failure.message, data={"kind": failure.kind, "attempt": evaluation.attempts})
@@ -186,13 +188,13 @@ class EvaluationStage:
         job, why = worker.job, worker.ending
         self.pool.release(worker, mono)
         if job is None:
-            log.warning("worker %s %s", worker.id, describe_death(report.returncode))
+            log.warning("worker %s %s", worker.id, report.words)
             return None
         if why:
             failure = Failure(kind=FailureKind.TIMEOUT, message=why, hint="raise workers.timeout, or lower samples")
         else:
             failure = Failure(
-                kind=FailureKind.CRASH, message=f"the worker {describe_death(report.returncode)}", hint=f"see {job.log}")
+                kind=FailureKind.CRASH, message=f"the worker {report.words}", hint=f"see {job.log}")
         return self._failed(_evaluation_id(job), failure, now)
 
     def enforce_limits(self, *, mono: float) -> None:

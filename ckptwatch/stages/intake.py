@@ -17,6 +17,8 @@ from ckptwatch.watch.scanner import scan
 
 log = logging.getLogger(__name__)
 
+OBSERVED = "observed"  # in place of the marker of a root that nothing may be written to
+
 
 class Intake:
     """Keeps the record of one root true. Nothing of a root with a problem is forgotten, removed or judged."""
@@ -28,6 +30,7 @@ class Intake:
         self._observe_only = observe_only
         self._catalogue = Catalogue(root=rule.root, quiet=rule.quiet)
         self._remembered = False
+        self._unreadable: set[tuple[Path, str]] = set()  # said once
 
     @property
     def writing(self) -> dict[Path, str]:
@@ -52,8 +55,9 @@ class Intake:
         if not self._is_right_root(now):
             return set()
         seen = scan(top, root=self.rule.root, formats=formats(), exclude=self.rule.exclude)
-        for directory, cause in seen.unreadable:
+        for directory, cause in set(seen.unreadable) - self._unreadable:
             log.warning("cannot read %s: %s; what is recorded below it stands", directory, cause)
+        self._unreadable = set(seen.unreadable) if top == self.rule.root else self._unreadable | set(seen.unreadable)
         changed = self._record(self._catalogue.observe(seen, top=top, now=now), now)
         if top == self.rule.root:
             with self._db.write() as conn:
@@ -100,7 +104,7 @@ class Intake:
         marker = read_marker(root)
         with self._db.read() as conn:
             known = runs.root(conn, root)
-        if known is None or not known.uuid:
+        if known is None or known.uuid in (("",) if self._observe_only else ("", OBSERVED)):
             uuid = self._identify(marker)
             with self._db.write() as conn:
                 if known is not None:
@@ -108,7 +112,7 @@ class Intake:
                 else:
                     runs.record_root(conn, root, uuid=uuid, device=root.stat().st_dev)
             return
-        if self._observe_only and known.uuid == "observed":
+        if self._observe_only and known.uuid == OBSERVED:
             return
         if marker is None:
             raise RootError(
@@ -126,7 +130,7 @@ class Intake:
     def _identify(self, marker: Marker | None) -> str:
         if marker is not None:
             return marker.uuid
-        return "observed" if self._observe_only else place_marker(self.rule.root).uuid
+        return OBSERVED if self._observe_only else place_marker(self.rule.root).uuid
 
     # ---- what was found ------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from ckptwatch.apply.pruner import Pruner
 from ckptwatch.core.naming import suffix_of
 from ckptwatch.errors import RemovalRefused
 from ckptwatch.model import Checkpoint, Contender, Decision, Evaluation, Place, RemovalState, Run
-from ckptwatch.planning import Assessment, assess
+from ckptwatch.planning import Assessment, assess, with_composite
 from ckptwatch.publish.samples import publish_samples, samples_directory, write_overview
 from ckptwatch.publish.scalars import Scalars, points_of
 from ckptwatch.publish.summary import summary_lines
@@ -212,21 +212,22 @@ class KeepingStage:
             self._scalars_of(a.run).reconcile(points)
 
     def _overview(self, a: Assessment, directory: Path) -> None:
+        """One sheet with a row of samples per evaluated checkpoint, removed ones included, in the run's order."""
+        metric = a.ranking.metric if a.ranking else ""
+        rows = []
         with self._db.read() as conn:
-            done = [e for e in evaluations.of_checkpoints_in(conn, a.run.id) if e.samples and e.samples.is_dir()]
-            rows = []
-            for e in done:
+            for e in evaluations.of_checkpoints_in(conn, a.run.id):
+                if e.samples is None or not e.samples.is_dir():
+                    continue
                 c = checkpoints.checkpoint(conn, e.checkpoint_id)
-                metric = a.ranking.metric if a.ranking else ""
-                contender = _contender(a, e)
-                score = (contender.scores if contender else e.scores).get(metric)
-                count = c.step if c.step is not None else f"epoch {c.epoch}"
-                label = " ".join(filter(None, (str(count), e.variant, f"{score.value:.4g}" if score else "")))
+                score = (with_composite(e.scores, a.recipe) if a.recipe else e.scores).get(metric)
+                count = str(c.step) if c.step is not None else f"epoch {c.epoch}"
+                label = "\n".join(filter(None, (count, e.variant, f"{score.value:.4g}" if score else "")))
                 rows.append((c.order, label, e.samples))
         if rows:
             rows.sort(key=lambda r: r[0])
-            write_overview(directory / "evaluation_samples", [(label, samples) for _, label, samples in rows if samples],
-                           directory / "evaluation_samples" / "overview.jpg")
+            folder = directory / "evaluation_samples"
+            write_overview(folder, [(label, samples) for _, label, samples in rows], folder / "overview.jpg")
 
     def _scalars_of(self, run: Run) -> Scalars:
         if run.id not in self._scalars:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, StaticPool, create_engine, event
+from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
 from sqlalchemy.exc import DatabaseError
 
 from ckptwatch.errors import StateError
@@ -24,8 +25,9 @@ LOCK = "lock"
 class Database:
     """Gives out connections. `read()` never blocks and never writes; `write()` is one IMMEDIATE transaction."""
 
-    def __init__(self, engine: Engine, lock: int | None) -> None:
+    def __init__(self, engine: Engine, lock: int | None, path: Path) -> None:
         self._engine = engine
+        self._path = path
         self._lock = lock
 
     @contextmanager
@@ -35,7 +37,7 @@ class Database:
             with self._engine.connect() as connection:
                 yield connection
         except DatabaseError as error:
-            raise StateError("read the database", str(error.orig), path=self._engine.url.database,
+            raise StateError("read the database", str(error.orig), path=self._path,
                              hint="see `ckptwatch status`") from error
 
     @contextmanager
@@ -47,7 +49,7 @@ class Database:
             with self._engine.begin() as connection:
                 yield connection
         except DatabaseError as error:
-            raise StateError("write the database", str(error.orig), path=self._engine.url.database,
+            raise StateError("write the database", str(error.orig), path=self._path,
                              hint="free space on its filesystem, or see `ckptwatch status`") from error
 
     def close(self) -> None:
@@ -92,7 +94,7 @@ def open_writing(state_dir: Path) -> Database:
     except BaseException:
         os.close(lock)
         raise
-    return Database(engine, lock)
+    return Database(engine, lock, state_dir / FILE)
 
 
 def open_reading(state_dir: Path) -> Database | None:
@@ -109,15 +111,15 @@ def open_reading(state_dir: Path) -> Database | None:
         if "no such table" in str(error.orig):
             return None  # a daemon is creating it at this moment
         raise StateError("read the database", str(error.orig), path=path) from error
-    return Database(engine, None)
+    return Database(engine, None, path)
 
 
 def _engine(path: Path, *, writing: bool) -> Engine:
-    uri = f"file:{str(path).replace('%', '%25').replace('?', '%3f').replace('#', '%23')}"
     # A reader that may not create the -shm file beside a database at rest still gets its answer.
-    mode = "rwc" if writing else "ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1"
+    reading = {"mode": "ro"} if os.access(path.parent, os.W_OK) else {"mode": "ro", "immutable": "1"}
+    mode = {"mode": "rwc"} if writing else reading
     engine = create_engine(
-        f"sqlite:///{uri}?mode={mode}&uri=true", poolclass=StaticPool,
+        URL.create("sqlite", database=f"file:{quote(str(path))}", query={**mode, "uri": "true"}), poolclass=StaticPool,
         connect_args={"check_same_thread": False, "timeout": 10, "isolation_level": None},
     )
 

@@ -18,7 +18,7 @@ from ckptwatch.model import (
     Mode,
     Score,
 )
-from ckptwatch.store.tables import checkpoints, evaluations, scores
+from ckptwatch.store.tables import checkpoints, evaluations, roots, runs, scores
 
 NO_RETRY = "no retry: "  # prefix of stored hints of failures that cannot end otherwise
 
@@ -65,7 +65,7 @@ def finish(
                        samples=None if samples is None else str(samples)):
         return False
     conn.execute(delete(scores).where(scores.c.evaluation_id == evaluation_id))
-    for score in results:
+    for score in {s.metric: s for s in results}.values():  # a worker that names a metric twice is believed once
         conn.execute(insert(scores).values(
             evaluation_id=evaluation_id, metric=score.metric, value=_number(score.value), low=_number(score.low),
             high=_number(score.high), n=score.n, mode=score.mode, definition=score.definition))
@@ -140,12 +140,16 @@ def of_checkpoint(conn: Connection, checkpoint_id: int) -> tuple[Evaluation, ...
 
 
 def waiting(conn: Connection) -> list[Row]:
-    """Rows of pending evaluations whose checkpoint is whole: id, run_id, generation, step, epoch, available_at, recipe, digest."""
+    """Pending evaluations that can run: the checkpoint is whole, and its root is the right one.
+
+    Rows of id, run_id, generation, step, epoch, available_at, recipe, digest.
+    """
     query = (
         select(evaluations.c.id, checkpoints.c.run_id, checkpoints.c.generation, checkpoints.c.step, checkpoints.c.epoch,
                evaluations.c.available_at, evaluations.c.recipe, evaluations.c.digest)
         .join(checkpoints, checkpoints.c.id == evaluations.c.checkpoint_id)
-        .where(evaluations.c.state == EvaluationState.PENDING, checkpoints.c.state == "complete")
+        .join(runs, runs.c.id == checkpoints.c.run_id).join(roots, roots.c.path == runs.c.root)
+        .where(evaluations.c.state == EvaluationState.PENDING, checkpoints.c.state == "complete", roots.c.problem == "")
     )
     return list(conn.execute(query))
 

@@ -77,5 +77,5 @@ class _Handler(FileSystemEventHandler):
         for raw in (event.src_path, event.dest_path):
             if raw:
                 path = Path(raw if isinstance(raw, str) else raw.decode(errors="surrogateescape"))
-                if OURS not in path.parts:
+                if OURS not in path.parts and path != self._root:  # the root's own parent is not ours to look at
                     self._hint(self._root, path if event.is_directory and path.is_dir() else path.parent)

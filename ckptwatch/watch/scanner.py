@@ -33,9 +33,15 @@ def entry_of(path: Path) -> Entry:
 
 
 def scan(top: Path, *, root: Path, formats: Sequence[Format], exclude: Sequence[str] = ()) -> Scan:
-    """All checkpoint-like entries at and below `top`. Symbolic links and hidden directories are never followed."""
+    """All checkpoint-like entries at and below `top`, or of the whole root where `top` is not below it.
+
+    Symbolic links and hidden directories are never followed.
+    """
     result = Scan()
-    pending = [str(top)]
+    below = top.relative_to(root) if top.is_relative_to(root) else Path()
+    if any(part.startswith(".") for part in below.parts):
+        return result  # a hint from inside a hidden directory
+    pending = [str(root / below)]
     while pending:
         directory = pending.pop()
         result.directories += 1
@@ -59,6 +65,9 @@ def _look(
         return
     if exclude and _excluded(item.path, root, exclude):
         return
+    if not item.name.isascii() and not _is_text(item.name):
+        result.unreadable.append((Path(item.path), "its name is not UTF-8"))  # it could be neither recorded nor shown
+        return
     if not is_dir and not item.is_file(follow_symlinks=False):
         return
     entry = None
@@ -79,6 +88,14 @@ def _claiming(item: os.DirEntry[str], is_dir: bool, formats: Sequence[Format]) -
     probe = Entry(path=Path(item.path), is_dir=is_dir, device=0, inode=0, size=0, mtime_ns=0, ctime_ns=0, links=1)
     if (format_ := format_of(probe, formats)) is not None:
         yield format_
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _excluded(path: str, root: Path, patterns: Sequence[str]) -> bool:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 START_LIMIT = 300.0    # seconds until Ready: importing torch from a cold network disk is slow
 RESPAWN_DELAY = 1.0    # seconds after a death, doubled each time up to RESPAWN_MAX; a result resets it
 RESPAWN_MAX = 60.0
+END_LIMIT = 10.0       # seconds; a killed process is gone at once unless its device hangs in the kernel
 COMMAND = (sys.executable, "-m", "ckptwatch.evaluate.worker")
 
 
@@ -45,6 +46,12 @@ class Died:
     worker: str
     incarnation: int
     returncode: int
+    cause: str = ""  # where the return code does not tell
+
+    @property
+    def words(self) -> str:
+        """`killed by SIGSEGV`, `could not be started: …`."""
+        return self.cause or describe_death(self.returncode)
 
 
 Report = Said | Died
@@ -65,6 +72,7 @@ class Worker:
     not_before: float = 0.0      # respawn not before this time
     delay: float = RESPAWN_DELAY
     ending: str = ""             # why we killed it, if we did
+    listener: threading.Thread | None = None
 
 
 class Pool:
@@ -141,7 +149,8 @@ class Pool:
         for worker in self.workers:
             if worker.process is not None:
                 _kill_group(worker.process)
-                worker.process.wait()
+            if worker.listener is not None:
+                worker.listener.join(END_LIMIT)  # it alone reaps
 
     def _start(self, worker: Worker, now: float) -> None:
         worker.incarnation += 1
@@ -161,14 +170,15 @@ class Pool:
         except OSError as error:
             os.close(up_read)
             log.error("cannot start worker %s: %s", worker.id, error)
-            self._report(Died(worker=worker.id, incarnation=worker.incarnation, returncode=-1))
+            self._report(Died(worker=worker.id, incarnation=worker.incarnation, returncode=-1,
+                              cause=f"could not be started: {error}"))
             return
         finally:
             os.close(up_write)
-        threading.Thread(
+        worker.listener = threading.Thread(
             target=self._listen, args=(worker.id, worker.incarnation, worker.process, up_read), daemon=True,
-            name=f"listen-{worker.id}",
-        ).start()
+            name=f"listen-{worker.id}")
+        worker.listener.start()
 
     def _send(self, worker: Worker, now: float) -> None:
         assert worker.job is not None and worker.process is not None and worker.process.stdin is not None
@@ -180,17 +190,22 @@ class Pool:
             pass  # it died this moment; the listener reports it
 
     def _listen(self, worker: str, incarnation: int, process: subprocess.Popen[bytes], descriptor: int) -> None:
+        cause = ""
         with os.fdopen(descriptor, "rb") as lines:
             while line := lines.readline(LONGEST_LINE + 1):
                 try:
                     self._report(Said(worker=worker, incarnation=incarnation, document=decode(line)))
                 except WireError as error:
-                    log.warning("worker %s: %s", worker, error)
+                    if not line.endswith(b"\n"):
+                        break  # cut off: it died in the middle of it
+                    cause = f"sent garbage: {error}"  # whatever it was to say is lost, so it is not worth waiting for
+                    _kill_group(process)
+                    break
         # Wait without reaping: while the zombie holds the number, the group we end is certainly its own.
         with contextlib.suppress(ChildProcessError):  # `close` has reaped it already, and ended its group
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             _kill_group(process)  # whatever it had started must not outlive it
-        self._report(Died(worker=worker, incarnation=incarnation, returncode=process.wait()))
+        self._report(Died(worker=worker, incarnation=incarnation, returncode=process.wait(), cause=cause))
 
 
 def describe_death(returncode: int) -> str:

@@ -6,7 +6,7 @@ The worker never sees the database; all it knows of the world is in its Job.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def decode(line: bytes) -> Document:
         cls = _TYPES[raw.pop("type")]
         known = {f.name for f in fields(cls)}
         document = cls(**{k: _READERS.get((cls, k), _same)(v) for k, v in raw.items() if k in known})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WireError(f"not a document: {line[:120]!r} ({error})") from error
     return document
 
@@ -132,22 +132,31 @@ def recipe_from_plain(raw: Mapping[str, Any]) -> Recipe:
 
 def score_from_plain(raw: Mapping[str, Any]) -> Score:
     """The inverse of `to_plain` for a Score."""
-    values = dict(raw)
-    values["mode"] = Mode(values["mode"]) if values.get("mode") else None
-    return Score(**values)
+    return Score(
+        metric=str(raw["metric"]), value=float(raw["value"]), low=_optional(float, raw.get("low")),
+        high=_optional(float, raw.get("high")), n=_optional(_count, raw.get("n")), mode=_optional(Mode, raw.get("mode")),
+        definition=str(raw.get("definition", "")))
 
 
 def failure_from_plain(raw: Mapping[str, Any]) -> Failure:
     """The inverse of `to_plain` for a Failure."""
-    return Failure(**{**raw, "kind": FailureKind(raw["kind"])})
+    return Failure(kind=FailureKind(raw["kind"]), message=str(raw["message"]), hint=str(raw.get("hint", "")),
+                   retryable=bool(raw.get("retryable", True)))
 
 
 def _same(value: Any) -> Any:
     return value
 
 
-def _optional_path(value: str | None) -> Path | None:
-    return None if value is None else Path(value)
+def _optional(read: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else read(value)
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if not 0 <= number < 2**63:
+        raise ValueError(f"{number} is no count")
+    return number
 
 
 _READERS: dict[tuple[type, str], Any] = {
@@ -157,7 +166,11 @@ _READERS: dict[tuple[type, str], Any] = {
     (Job, "log"): Path,
     (Job, "recipe"): recipe_from_plain,
     (Result, "scores"): lambda rows: tuple(score_from_plain(r) for r in rows),
-    (Result, "samples"): _optional_path,
-    (Result, "warnings"): tuple,
+    (Result, "seconds"): float,
+    (Result, "samples"): lambda value: _optional(Path, value),
+    (Result, "warnings"): lambda rows: tuple(str(r) for r in rows),
+    (Progress, "stage"): str,
+    (Progress, "done"): _count,
+    (Progress, "total"): _count,
     (Failed, "failure"): failure_from_plain,
 }
