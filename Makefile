@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/ckptwatch demo --dir demo-run
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: install
 	$(BIN)/ruff check .

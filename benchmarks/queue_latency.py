@@ -82,8 +82,7 @@ def run(*, quick: bool = False) -> None:
             _line("row, file written in place and synced", rows["write"], peer),
             _line("row, temporary file renamed into place", rows["rename"], peer),
         ],
-        ("a row counts from the moment another process can read it; a daemon without workers, on a machine that also "
-         "runs this",),
+        ("a row counts from the moment another process can read it; the daemon has no workers",),
     )
 
 

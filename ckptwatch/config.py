@@ -1,17 +1,16 @@
-"""YAML → pydantic → plain values (ckptwatch.settings). Unknown keys are errors; all errors come at once, with their line."""
+"""YAML → pydantic (ckptwatch.schema) → plain values (ckptwatch.settings). All problems come at once, with their line."""
 
 import copy
 import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
-from ckptwatch.core.aliasing import check_template
-from ckptwatch.core.amounts import parse_duration
+from ckptwatch.contradictions import Place, contradictions, known_mode
 from ckptwatch.core.metrics import COMPOSITE, METRICS
 from ckptwatch.errors import ConfigError, UsageError
 from ckptwatch.model import (
@@ -29,213 +28,10 @@ from ckptwatch.model import (
     RunRule,
     Sampler,
 )
+from ckptwatch.schema import Config, RecipeSection, RunSection
 from ckptwatch.settings import PublishRule, RootRule, Settings, WorkerRule, default_state_dir
 
-Duration = Annotated[float, BeforeValidator(lambda v: parse_duration(v) if isinstance(v, str) else v), Field(ge=0)]
-Place = tuple[str | int, ...]
-
-
-def _expanded(path: Path) -> Path:
-    if "\0" in str(path):
-        raise ValueError("a path cannot contain a NUL character")
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-
-
-UserPath = Annotated[Path, AfterValidator(_expanded)]
-
 SEARCHED = ("ckptwatch.yaml", "~/.config/ckptwatch/config.yaml", "/etc/ckptwatch/config.yaml")
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class WatchSection(_Section):
-    root: UserPath
-    quiet: Duration = 30.0
-    scan_every: Annotated[Duration, Field(gt=0)] = 60.0
-    trusted: bool = False
-    exclude: list[str] = []
-
-
-class WorkersSection(_Section):
-    devices: Literal["auto"] | list[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")]] = "auto"
-    timeout: Annotated[Duration, Field(gt=0)] = 7200.0
-    attempts: Annotated[int, Field(ge=1)] = 3
-    retry_after: Duration = 30.0
-    threads: Annotated[int, Field(ge=1)] | None = None
-
-
-class PublishSection(_Section):
-    json_files: bool = Field(True, alias="json")
-    tensorboard: bool = True
-    samples: bool = True
-
-
-class SamplerSection(_Section):
-    command: list[str] | None = None
-    factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = Field(None, alias="python")
-    options: dict[str, Any] = {}
-    images: str | None = None
-    timeout: Annotated[Duration, Field(gt=0)] = 3600.0
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "SamplerSection":
-        given = [name for name, value in (("command", self.command), ("python", self.factory), ("images", self.images))
-                 if value]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of command, python, images (found: {', '.join(given) or 'none'})")
-        if self.options and not self.factory:
-            raise ValueError("options are the keyword arguments of a python factory; this sampler has none")
-        return self
-
-
-class ReferenceSection(_Section):
-    images: UserPath | None = None
-    stats: UserPath | None = None
-    paired: UserPath | None = None
-
-    @model_validator(mode="after")
-    def _not_both(self) -> "ReferenceSection":
-        if self.images and self.stats:
-            raise ValueError("images and stats contradict each other: give one")
-        return self
-
-
-class FeaturesSection(_Section):
-    extractor: str = "inception-v3-compat"
-    layer: str = "2048"
-    logits: str = "logits_unbiased"
-    weights: UserPath | None = None
-    module: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
-
-
-class ClipSection(_Section):
-    model: str = "ViT-B-32-quickgelu"
-    pretrained: str = "openai"
-
-    @model_validator(mode="after")
-    def _paths(self) -> "ClipSection":
-        _expanded(Path(self.model.removeprefix("local-dir:")))
-        _expanded(Path(self.pretrained))
-        return self
-
-
-class LpipsSection(_Section):
-    net: Literal["alex", "vgg", "squeeze"] = "alex"
-    weights: UserPath | None = None
-
-
-class NetworksSection(_Section):
-    features: FeaturesSection = FeaturesSection()
-    clip: ClipSection = ClipSection()
-    lpips: LpipsSection = LpipsSection()
-
-
-class MetricSection(_Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.@/-]*$")]
-    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
-    mode: Mode
-
-
-class TermSection(_Section):
-    weight: float
-    range: tuple[float, float]
-
-    @model_validator(mode="after")
-    def _rising(self) -> "TermSection":
-        if not self.range[0] < self.range[1]:
-            raise ValueError(f"range must rise, found {list(self.range)}")
-        if self.weight == 0:
-            raise ValueError("weight 0 takes no part: leave the term out")
-        return self
-
-
-class RecipeSection(_Section):
-    sampler: SamplerSection
-    metrics: Annotated[list[str | MetricSection], Field(min_length=1)]
-    samples: Annotated[int, Field(ge=1)] = 2000
-    seed: Annotated[int, Field(ge=0)] = 0
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    prompts: UserPath | None = None
-    reference: ReferenceSection = ReferenceSection()
-    networks: NetworksSection = NetworksSection()
-    composite: dict[str, TermSection] | None = None
-    composite_missing: Literal["error", "renormalise"] = "error"
-    num_evaluation_samples: Annotated[int, Field(ge=0)] = 20
-    version: int = 1
-
-
-class EvaluateSection(_Section):
-    recipe: str
-    every: Annotated[int, Field(ge=1)] = 1
-    final: bool = True
-    enabled: bool = True
-    variants: Literal["all"] | list[str] = []
-
-
-class RankSection(_Section):
-    by: str
-    mode: Mode | None = None
-    ties: Literal["newest", "oldest"] = "newest"
-
-
-class KeepSection(_Section):
-    best: Annotated[int, Field(ge=-1)] | None = None
-    last: Annotated[int, Field(ge=0)] | None = None
-    every_steps: Annotated[int, Field(ge=1)] | None = None
-    every_epochs: Annotated[int, Field(ge=1)] | None = None
-    within: Duration | None = None
-
-    @model_validator(mode="after")
-    def _some_rule(self) -> "KeepSection":
-        if all(getattr(self, name) is None for name in type(self).model_fields):
-            raise ValueError("no rule given; leave `keep` out to keep everything")
-        return self
-
-
-class TrashSection(_Section):
-    grace: Duration = 86400.0
-
-
-class AliasesSection(_Section):
-    dir: UserPath | None = None
-    best: str | Literal[False] = "best{suffix}"
-    last: str | Literal[False] = "last{suffix}"
-
-    @model_validator(mode="after")
-    def _templates(self) -> "AliasesSection":
-        for name in (self.best, self.last):
-            if name and (problem := check_template(name)):
-                raise ValueError(problem)
-        if self.best and self.best == self.last:
-            raise ValueError("best and last cannot be the same link")
-        return self
-
-
-class RunSection(_Section):
-    match: str = "*"
-    evaluate: EvaluateSection | None = None
-    rank: RankSection | None = None
-    keep: KeepSection | None = None
-    trash: TrashSection = TrashSection()
-    approve_over: Annotated[float, Field(ge=0, le=1)] = 0.5
-    aliases: AliasesSection = AliasesSection()
-    ended_after: Duration = 3600.0
-
-
-class Config(_Section):
-    """The whole file. docs/configuration.md explains every key."""
-
-    state_dir: UserPath | None = None
-    watch: Annotated[list[WatchSection], Field(min_length=1)]
-    workers: WorkersSection = WorkersSection()
-    publish: PublishSection = PublishSection()
-    recipes: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], RecipeSection] = {}
-    runs: list[RunSection] = []
 
 
 def find_config(given: Path | None) -> Path | None:
@@ -266,7 +62,7 @@ def load_config(path: Path) -> Settings:
     config, unusable = _validated(raw)
     problems += [_tell(e, node) for e in unusable]
     if config is not None:
-        problems += [f"{_where(place, node)}{text}" for place, text in _contradictions(config, path.absolute().parent)]
+        problems += [f"{_where(place, node)}{text}" for place, text in contradictions(config, path.absolute().parent)]
     if config is None or problems:
         raise ConfigError(path, problems)
     return _settings(config, path.absolute().parent)
@@ -386,96 +182,6 @@ def _repeated(node: yaml.Node, seen: set[int]) -> Iterator[str]:
         yield from _repeated(value, seen)
 
 
-def _contradictions(config: Config, base: Path) -> Iterator[tuple[Place, str]]:
-    seen: set[Path] = set()
-    for i, watch in enumerate(config.watch):
-        root = Path(os.path.normpath(base / watch.root))
-        for other in seen:
-            if root.is_relative_to(other) or other.is_relative_to(root):
-                yield ("watch", i, "root"), f"{root} and {other} contain one another: watch the outer one alone"
-        seen.add(root)
-    for name, recipe in config.recipes.items():
-        for key, problem in _recipe_contradictions(recipe):
-            yield ("recipes", name, *key), problem
-    for i, run in enumerate(config.runs):
-        for key, problem in _run_contradictions(run, config):
-            yield ("runs", i, *key), problem
-
-
-def _recipe_contradictions(recipe: RecipeSection) -> Iterator[tuple[Place, str]]:
-    names: list[str] = []
-    for i, metric in enumerate(recipe.metrics):
-        name = metric if isinstance(metric, str) else metric.name
-        if name in names:
-            yield ("metrics", i), f"metric `{name}` is listed twice"
-        names.append(name)
-        if not isinstance(metric, str):
-            if name in METRICS or name == COMPOSITE:
-                yield ("metrics", i), f"`{name}` is the name of a built-in metric; give yours another"
-            continue
-        info = METRICS.get(name)
-        if info is None:
-            near = difflib.get_close_matches(name, METRICS, n=1)
-            yield ("metrics", i), (
-                f"unknown metric `{name}`; " + (f"did you mean `{near[0]}`? " if near else "")
-                + f"built in: {', '.join(METRICS)}; your own needs {{name, function, mode}}"
-            )
-            continue
-        reference = recipe.reference
-        if info.needs_reference and not (reference.images or (info.accepts_stats and reference.stats)):
-            needed = "reference.images or reference.stats" if info.accepts_stats else "reference.images"
-            yield ("metrics", i), f"`{name}` compares with reference images: set {needed}"
-        if info.needs_pairs and not (reference.paired or reference.images):
-            yield ("metrics", i), f"`{name}` compares with paired originals: set reference.paired"
-        if info.needs_prompts and recipe.prompts is None:
-            yield ("metrics", i), f"`{name}` needs prompts: set prompts"
-        if recipe.samples < info.minimum_samples:
-            yield ("samples",), f"`{name}` needs at least {info.minimum_samples} samples, found {recipe.samples}"
-    for term in recipe.composite or {}:
-        if term not in names:
-            yield ("composite", term), f"the recipe has no metric `{term}`; it yields {', '.join(names)}"
-    if recipe.composite is not None and not recipe.composite:
-        yield ("composite",), "a composite needs at least one term"
-
-
-def _run_contradictions(run: RunSection, config: Config) -> Iterator[tuple[Place, str]]:
-    recipe = None
-    if run.evaluate:
-        recipe = config.recipes.get(run.evaluate.recipe)
-        if recipe is None:
-            yield ("evaluate", "recipe"), (
-                f"no recipe `{run.evaluate.recipe}`; there are: {', '.join(config.recipes) or 'none'}")
-    if run.rank and recipe:
-        names = [m if isinstance(m, str) else m.name for m in recipe.metrics]
-        names += [COMPOSITE] if recipe.composite else []
-        if run.rank.by not in names:
-            near = difflib.get_close_matches(run.rank.by, names, n=1)
-            yield ("rank", "by"), (
-                f"recipe `{run.evaluate.recipe if run.evaluate else ''}` cannot yield `{run.rank.by}`; it yields "
-                f"{', '.join(names)}" + (f"; did you mean `{near[0]}`?" if near else ""))
-    if run.rank and run.rank.mode is None and _known_mode(run.rank.by, recipe) is None:
-        yield ("rank", "by"), f"say which direction of `{run.rank.by}` is better: mode: min or max"
-    if run.rank and run.rank.mode is not None:
-        known = _known_mode(run.rank.by, recipe)
-        if known is not None and known != run.rank.mode:
-            yield ("rank", "mode"), f"`{run.rank.by}` is better when {_WORD[known]}, mode {run.rank.mode} contradicts that"
-    if run.keep and run.keep.best is not None and run.keep.best > 0 and run.rank is None:
-        yield ("keep", "best"), "keeping the best needs a rank: section that says best by what"
-
-
-_WORD = {Mode.MIN: "lower", Mode.MAX: "higher"}
-
-
-def _known_mode(metric: str, recipe: RecipeSection | None) -> Mode | None:
-    if metric == COMPOSITE:
-        return Mode.MAX
-    for spec in recipe.metrics if recipe else ():
-        if isinstance(spec, MetricSection) and spec.name == metric:
-            return spec.mode
-    info = METRICS.get(metric)
-    return info.mode if info else None
-
-
 # ---- to plain values ------------------------------------------------------------------------------------------------
 
 
@@ -524,7 +230,7 @@ def _recipe(name: str, section: RecipeSection, absolute: Any) -> Recipe:
                         images=images, timeout=sampler.timeout),
         metrics=tuple(
             MetricSpec(name=m, mode=METRICS[m].mode) if isinstance(m, str)
-            else MetricSpec(name=m.name, function=m.function, mode=m.mode)
+            else MetricSpec(name=m.name, function=m.function or "", mode=m.mode)
             for m in section.metrics
         ),
         samples=section.samples, seed=section.seed, batch_size=section.batch_size, prompts=path(section.prompts),
@@ -549,7 +255,7 @@ def _run_rule(section: RunSection, config: Config) -> RunRule:
     rank = None
     if section.rank:
         recipe = config.recipes.get(section.evaluate.recipe) if section.evaluate else None
-        mode = section.rank.mode or _known_mode(section.rank.by, recipe)
+        mode = section.rank.mode or known_mode(section.rank.by, recipe)
         rank = RankRule(by=section.rank.by, mode=mode or Mode.MIN, ties=section.rank.ties)
     return RunRule(
         match=section.match, evaluate=evaluate, rank=rank,

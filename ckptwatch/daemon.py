@@ -180,7 +180,16 @@ class Daemon:
                 self._recovered()
             except StateError as error:
                 self._degraded(error)
-            self._take(timeout=PULSE)
+            self._take(timeout=self._pause())
+
+    def _pause(self) -> float:
+        """Until the next thing falls due, at most a pulse."""
+        if self._trouble:
+            return PULSE  # what is due could not be done; do not try again at once
+        now, mono = time.time(), time.monotonic()
+        due = [d - now for i in self._intakes.values() if (d := i.recheck_at) is not None]
+        due += [d - mono for d in self._hints.values()]
+        return max(0.0, min([PULSE, *due]))
 
     def _take(self, *, timeout: float) -> None:
         """Wait for a message, then take all there are."""

@@ -39,7 +39,8 @@ def evaluate_now(
         pool = Pool(devices=devices, report=reports.put, log_dir=Path(scratch), directory=settings.directory,
                     threads=settings.workers.threads)
         job = Job(job="0#1", checkpoint=checkpoint, format="", run=checkpoint.parent.name, step=None, epoch=None,
-                  variant=variant, recipe=recipe, work_dir=work, cache_dir=cache, log=log)
+                  variant=variant, recipe=recipe, work_dir=work, cache_dir=cache, log=log,
+                  trusted=any(r.trusted and checkpoint.is_relative_to(r.root.resolve()) for r in settings.roots))
         try:
             pool.assign(pool.workers[0], job, time.monotonic())
             result = _wait(pool, reports, settings.workers.timeout, log, screen)

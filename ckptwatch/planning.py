@@ -102,7 +102,7 @@ def _assess(
     aliases = plan_aliases(
         directory=_alias_dir(run, rule), rule=rule.aliases, best=best,
         best_checkpoint=by_id[best.contender.checkpoint_id] if best else None, last=last)
-    facts = _facts(living, ranking, done, digest, wanted, skipped, aliases)
+    facts = _facts(run, living, ranking, done, digest, wanted, skipped, aliases)
     plan = plan_retention(
         facts, rules=rule.keep, ranking_wanted=bool(rule.keep and rule.keep.best is not None and rule.keep.best > 0),
         approve_over=rule.approve_over, approved=run.approved, now=now)
@@ -200,7 +200,7 @@ def _logged(c: Checkpoint, rule: RankRule | None) -> Contender:
 
 
 def _facts(
-    living: tuple[Checkpoint, ...], ranking: Ranking | None, done: tuple[Evaluation, ...], digest: str | None,
+    run: Run, living: tuple[Checkpoint, ...], ranking: Ranking | None, done: tuple[Evaluation, ...], digest: str | None,
     wanted: tuple[Due, ...], skipped: Mapping[int, str], aliases: tuple[Alias, ...],
 ) -> tuple[RetentionFacts, ...]:
     ranks = best_ranks(ranking) if ranking else {}
@@ -212,11 +212,19 @@ def _facts(
     pointed: dict[Path, list[str]] = {}
     for alias in aliases:
         pointed.setdefault(alias.target, []).append(f"{alias.link.name} points here")
-    named = {directory: _named_in(directory) for directory in {c.path.parent for c in living}}
+    named: dict[Path, list[str]] = {}
+    for directory in {c.path.parent for c in living} | {run.path}:
+        for path, words in _named_in(directory).items():
+            named.setdefault(path, []).extend(words)
+    # What was there when the run was first seen is judged as a whole: score by score it would shrink to less than half
+    # without ever being a plan that removes more than half.
+    catalogue = {c.id for c in living if c.found_at <= run.created_at}
+    catalogue_pending = bool(catalogue & (pending | running))
     facts = []
     for c in living:
-        awaits = "evaluation running" if c.id in running else "evaluation pending" if c.id in pending else ""
-        protected = [*pointed.get(c.path, ()), *named[c.path.parent].get(c.path.name, ())]
+        awaits = "evaluation running" if c.id in running else "evaluation pending" if c.id in pending else \
+            "others found together with it are not evaluated yet" if catalogue_pending and c.id in catalogue else ""
+        protected = [*pointed.get(c.path, ()), *named.get(c.path, ())]
         facts.append(RetentionFacts(
             checkpoint=c, rank=ranks.get(c.id), awaits=awaits, protected=tuple(protected),
             # One that the rule leaves out on purpose is not kept for want of a rank: the other rules decide.
@@ -226,20 +234,20 @@ def _facts(
     return tuple(facts)
 
 
-def _named_in(directory: Path) -> dict[str, list[str]]:
-    """Names in a directory that its symbolic links and tracker files refer to: a trainer still needs those."""
-    named: dict[str, list[str]] = {}
+def _named_in(directory: Path) -> dict[Path, list[str]]:
+    """Paths that the symbolic links and tracker files of a directory refer to: a trainer still needs those."""
+    named: dict[Path, list[str]] = {}
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.is_symlink():
                     target = Path(os.path.normpath(directory / Path(entry.path).readlink()))
-                    if target.parent == directory:
-                        named.setdefault(target.name, []).append(f"{entry.name} links here")
+                    named.setdefault(target, []).append(f"{entry.name} links here")
                 elif entry.name in TRACKERS and entry.is_file() and entry.stat().st_size <= TRACKER_LIMIT:
                     words = Path(entry.path).read_text(errors="replace").split()
-                    for word in words:
-                        named.setdefault(Path(word).name, []).append(f"named by {entry.name}")
+                    for word in {w.strip("\"',:") for w in words}:
+                        for path in {Path(os.path.normpath(directory / word)), directory / Path(word).name}:
+                            named.setdefault(path, []).append(f"named by {entry.name}")
     except OSError:
         pass  # gone or unreadable: then nothing is removed from it either
     return named

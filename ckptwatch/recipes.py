@@ -1,5 +1,6 @@
 """A recipe's digest and its inputs on disk: what makes two scores comparable, and what is missing to measure at all."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,7 +68,8 @@ class ContentDigests:
             temporary.replace(self._file)
             self._changed = False
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def inspect_recipe(recipe: Recipe, contents: ContentDigests) -> tuple[str, list[str]]:
@@ -123,9 +125,17 @@ def inspect_recipe(recipe: Recipe, contents: ContentDigests) -> tuple[str, list[
 
 
 def input_stamp(recipe: Recipe) -> tuple[Any, ...]:
-    """Changes when an input of the recipe may have changed; cheap enough to ask at every scan."""
+    """Changes when an input of the recipe may have changed; cheap enough to ask at every scan.
+
+    An image overwritten in place in a reference directory goes unnoticed until the next start.
+    """
+    networks = recipe.networks
     paths = [recipe.prompts, recipe.reference.images, recipe.reference.stats, recipe.reference.paired,
-             recipe.networks.features_weights, recipe.networks.lpips_weights]
+             networks.features_weights, networks.lpips_weights]
+    if networks.clip.startswith("local-dir:"):
+        paths.append(Path(networks.clip.removeprefix("local-dir:")))
+    if Path(networks.clip_pretrained).is_absolute():
+        paths.append(Path(networks.clip_pretrained))
     clip = Path(recipe.networks.clip.removeprefix("local-dir:")), Path(recipe.networks.clip_pretrained)
     return tuple(_stamp(p) for p in [*paths, *(p for p in clip if p.is_absolute())] if p is not None)
 

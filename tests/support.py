@@ -48,9 +48,9 @@ def zip_bytes(content: Any, *, padding: int = 64) -> bytes:
 
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
-        archive.writestr("archive/data/0", os.urandom(padding))
-        archive.writestr("archive/version", b"3\n")
+        parts = {"data.pkl": pickle.dumps(content, protocol=2), "data/0": os.urandom(padding), "version": b"3\n"}
+        for name, part in parts.items():
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), part)  # without the time of day
     return data.getvalue()
 
 

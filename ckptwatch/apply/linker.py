@@ -23,10 +23,12 @@ def apply_aliases(aliases: tuple[Alias, ...], *, record_dir: Path) -> list[str]:
     ours = _ours(record_dir)
     wanted = {a.link: a.target for a in aliases}
     changes = []
+    for link in set(wanted) - ours:
+        _check_free(link)
     if ours | set(wanted) != ours:
         _record(record_dir, ours | set(wanted))  # before the first link: a crash must not leave one that is nobody's
     for link, target in wanted.items():
-        if _set(link, target, ours=ours):
+        if _set(link, target):
             changes.append(f"{link.name} → {target.name}")
     for link in ours - set(wanted):
         if link.is_symlink():
@@ -37,16 +39,20 @@ def apply_aliases(aliases: tuple[Alias, ...], *, record_dir: Path) -> list[str]:
     return changes
 
 
-def _set(link: Path, target: Path, *, ours: set[Path]) -> bool:
+def _check_free(link: Path) -> None:
+    """A name that is not on our list may not be taken. Asked before it gets on the list, or it would be ours next time."""
+    if link.is_symlink():
+        raise AliasError("set alias", "a link that is not ours has this name", path=link,
+                         hint="choose another name under aliases:")
+
+
+def _set(link: Path, target: Path) -> bool:
     relative = os.path.relpath(target, link.parent)
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
         if link.is_symlink():
             if str(link.readlink()) == relative:
                 return False
-            if link not in ours:
-                raise AliasError("set alias", "a link that is not ours has this name", path=link,
-                                 hint="choose another name under aliases:")
         elif link.exists():
             raise AliasError("set alias", "a file has this name", path=link, hint="choose another name under aliases:")
         temporary = link.with_name(f".{link.name}.ckptwatch-tmp")

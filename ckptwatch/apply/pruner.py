@@ -84,6 +84,10 @@ class Pruner:
 
     def _check(self, checkpoint: Checkpoint) -> None:
         path = checkpoint.path
+        with self._db.read() as conn:
+            state = checkpoints.checkpoint(conn, checkpoint.id).state
+        if state is not CheckpointState.COMPLETE:
+            raise _refused(path, f"it is {state}")
         try:
             with directory_below(self._root, path.parent) as parent:
                 info = os.stat(path.name, dir_fd=parent, follow_symlinks=False)

@@ -41,11 +41,17 @@ def console(*, ascii_only: bool = False, stderr: bool = False) -> "Console":
     """A rich console: 16 colours, no guessing of markup in what users named, 100 columns into a pipe."""
     from rich.console import Console
 
+    class Pipeable(Console):
+        def on_broken_pipe(self) -> None:
+            """`ckptwatch status | head` is no error; rich alone would exit with status 1."""
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0)
+
     file: Any = sys.stderr if stderr else sys.stdout
     width = None if file.isatty() else PIPE_WIDTH
     if wants_ascii(ascii_only, file):
         file = AsciiFile(file)
-    return Console(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return Pipeable(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def emit_json(document: Any) -> None:

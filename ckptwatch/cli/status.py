@@ -11,6 +11,8 @@ from ckptwatch.cli.console import console, emit_json
 from ckptwatch.cli.context import AsciiOption, ConfigOption, JsonOption, settings_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
     from rich.text import Text
 
@@ -35,6 +37,16 @@ def status(
     """Show daemon, workers, queue, runs, best, disk and alerts. Works with the daemon down."""
     if watch is None:
         gc.disable()  # nothing that is made from here on is garbage before the process ends
+    try:
+        found = _report(run, config, json=json, ascii_only=ascii_only, watch=watch)
+    finally:
+        gc.enable()
+    if check:
+        raise typer.Exit(_CHECK[str(found.level)])
+
+
+def _report(run: str | None, config: "Path | None", *, json: bool, ascii_only: bool, watch: float | None) -> "Status":
+    """Once, or with `watch` again and again. Returns what was shown."""
     from ckptwatch.status import as_json, gather
 
     settings = settings_of(config)
@@ -48,10 +60,8 @@ def status(
                 out.clear()
             show(found, settings, out, one=run is not None)
         if watch is None:
-            break
+            return found
         time.sleep(watch)
-    if check:
-        raise typer.Exit(_CHECK[str(found.level)])
 
 
 def show(s: "Status", settings: "Settings", out: "Console", *, one: bool = False) -> None:

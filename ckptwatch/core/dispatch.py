@@ -22,11 +22,11 @@ class Waiting:
     served_at: float = 0.0    # when its run was last given a slot: with one slot `running` alone would starve runs
 
 
-def backoff(attempts: int) -> float:
-    """Seconds to wait after the n-th failed attempt: 30 s, 2 min, 8 min, 32 min, then 1 h."""
+def backoff(attempts: int, *, first: float = FIRST_PAUSE) -> float:
+    """Seconds to wait after the n-th failed attempt: by default 30 s, 2 min, 8 min, 32 min, then 1 h."""
     if attempts <= 0:
         return 0.0
-    return min(FIRST_PAUSE * 4.0 ** min(attempts - 1, 16), LONGEST_PAUSE)
+    return min(first * 4.0 ** min(attempts - 1, 16), max(first, LONGEST_PAUSE))
 
 
 def choose(waiting: Sequence[Waiting], *, free: int, now: float) -> tuple[int, ...]:

@@ -101,7 +101,7 @@ class FeatureNetwork:
         if self.name not in FEATURE_EXTRACTORS_REGISTRY:
             raise recipe_error(
                 "load feature extractor", f"not known to torch-fidelity; known: {', '.join(FEATURE_EXTRACTORS_REGISTRY)}",
-                path=self.name, hint="set networks.features, or register yours with networks.features_module",
+                path=self.name, hint="set networks.features.extractor, or register yours with networks.features.module",
                 retryable=False,
             )
         provided = FEATURE_EXTRACTORS_REGISTRY[self.name].get_provided_features_list()
@@ -109,9 +109,10 @@ class FeatureNetwork:
         if unknown:
             raise recipe_error(
                 "load feature extractor", f"it has no layer {unknown[0]!r}; it has: {', '.join(provided)}", path=self.name,
-                hint="set networks.features_layer (FID, KID) and networks.logits_layer (Inception Score)", retryable=False,
+                hint="set networks.features.layer (FID, KID) and networks.features.logits (Inception Score)",
+                retryable=False,
             )
-        _must_exist(networks.features_weights, "load feature extractor", "networks.features_weights")
+        _must_exist(networks.features_weights, "load feature extractor", "networks.features.weights")
         weights = str(networks.features_weights) if networks.features_weights else None
         options = {"feature_extractor_weights_path": weights} if weights else {}
 
@@ -121,7 +122,7 @@ class FeatureNetwork:
         where = torch_home() / (INCEPTION_FILE if self.name == "inception-v3-compat" else "")
         return _loaded(
             create, f"feature extractor {self.name}", weights or where,
-            f"where there is no network, copy the weights to {where}, or set networks.features_weights to their file",
+            f"where there is no network, copy the weights to {where}, or set networks.features.weights to their file",
         ).to(self._device)
 
 
@@ -136,7 +137,7 @@ class ClipNetwork:
         local = networks.clip.startswith("local-dir:")
         pretrained = None if local or networks.clip.startswith("hf-hub:") else networks.clip_pretrained
         if pretrained and os.sep in pretrained:
-            _must_exist(Path(pretrained), "load CLIP", "networks.clip_pretrained")
+            _must_exist(Path(pretrained), "load CLIP", "networks.clip.pretrained")
         cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or "~/.cache/huggingface"
 
         def create() -> Any:
@@ -149,7 +150,7 @@ class ClipNetwork:
             self._model, self._preprocess, self._tokenizer = _loaded(
                 create, f"CLIP {networks.clip} ({pretrained or 'its own weights'})",
                 networks.clip.removeprefix("local-dir:") if local else pretrained if _is_file(pretrained) else cache,
-                "where there is no network, set networks.clip_pretrained to a weights file, or networks.clip to "
+                "where there is no network, set networks.clip.pretrained to a weights file, or networks.clip.model to "
                 "local-dir:PATH with open_clip_config.json and weights; HF_HUB_OFFLINE=1 spares the attempts to connect",
             )
         self.warnings = [str(w.message) for w in caught if "QuickGELU" in str(w.message)]
@@ -196,11 +197,11 @@ class LpipsNetwork:
                 "load LPIPS", f"no such trunk; there are {', '.join(LPIPS_FILES)}", path=networks.lpips,
                 hint="set networks.lpips", retryable=False,
             )
-        _must_exist(networks.lpips_weights, "load LPIPS", "networks.lpips_weights")
+        _must_exist(networks.lpips_weights, "load LPIPS", "networks.lpips.weights")
         where = torch_home() / LPIPS_FILES[networks.lpips]
         self._network = _loaded(
             lambda: _make_lpips(networks), f"LPIPS {networks.lpips}", networks.lpips_weights or where,
-            f"where there is no network, copy the trunk's weights to {where}, or set networks.lpips_weights to a state "
+            f"where there is no network, copy the trunk's weights to {where}, or set networks.lpips.weights to a state "
             "dict of trunk and heads",
         ).to(self._device)
 
@@ -282,7 +283,7 @@ def _register(function: str) -> None:
     except Exception as error:
         raise recipe_error(
             "register feature extractor", f"{type(error).__name__}: {error}", path=function, retryable=False,
-            hint="networks.features_module must call torch_fidelity.register_feature_extractor",
+            hint="networks.features.module must call torch_fidelity.register_feature_extractor",
         ) from error
     _registered.add(function)
 

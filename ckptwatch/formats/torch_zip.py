@@ -15,6 +15,7 @@ from ckptwatch.model import Facts
 
 SUFFIXES = (".pt", ".pth", ".ckpt")
 DIRECTORY_BUDGET = 64 * 1024 * 1024  # bytes of central directory and pickle; a 100,000-tensor file needs about 20 MiB
+LONGEST_NAME = 128  # characters of a metric's or variant's name
 STEP_KEYS = ("step", "global_step", "iteration", "iter", "train_step")
 EPOCH_KEYS = ("epoch", "current_epoch")
 
@@ -87,7 +88,12 @@ def _metrics(content: Any) -> dict[str, float]:
     """Top-level floats, such as `loss`: what the trainer itself noted down."""
     if not isinstance(content, dict):
         return {}
-    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, float)}
+    return {k: v for k, v in content.items() if _is_name(k) and isinstance(v, float)}
+
+
+def _is_name(key: Any) -> bool:
+    """Only what can be shown and recorded as it is: no control characters, no halves of characters."""
+    return isinstance(key, str) and key.isprintable() and len(key) <= LONGEST_NAME
 
 
 def _variants(content: Any) -> tuple[str, ...]:
@@ -96,5 +102,5 @@ def _variants(content: Any) -> tuple[str, ...]:
         return ()
     return tuple(
         key for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, dict) and any(isinstance(v, InertTensor) for v in value.values())
+        if _is_name(key) and isinstance(value, dict) and any(isinstance(v, InertTensor) for v in value.values())
     )

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ckptwatch.core.dispatch import Waiting, choose
+from ckptwatch.core.dispatch import Waiting, backoff, choose
 from ckptwatch.errors import StateError
 from ckptwatch.model import Evaluation, EvaluationState, Failure, FailureKind, evolve
 from ckptwatch.recipes import ContentDigests, input_stamp, inspect_recipe
@@ -46,6 +46,8 @@ class EvaluationStage:
             problem = "; ".join(problems)
             with self._db.write() as conn:
                 before = heartbeat.recipe_stands(conn).get(recipe.name)
+                if problem and before is not None:
+                    digest = before.digest  # without its inputs it has no other; what they gave before still stands
                 heartbeat.record_recipe(conn, recipe.name, digest=digest, problem=problem, now=now)
                 evaluations.abandon_outdated(conn, recipe.name, digest, now=now)
             self._stamps[recipe.name] = stamp
@@ -110,7 +112,9 @@ class EvaluationStage:
             checkpoint = checkpoints.checkpoint(conn, evaluation.checkpoint_id)
             run = runs.run(conn, checkpoint.run_id)
         label = "-".join(filter(None, (run.name, checkpoint.path.stem, evaluation.variant, str(evaluation.id))))
-        logfile = self._settings.state_dir / "log" / f"{label.replace('/', '_')[-200:]}.log"
+        # File names are limited in bytes, not characters.
+        name = label.replace("/", "_").encode(errors="replace")[-200:].decode(errors="ignore")
+        logfile = self._settings.state_dir / "log" / f"{name}.log"
         work_dir = self._settings.state_dir / "work" / str(evaluation.id)
         cache = self._settings.state_dir / "cache"
         try:
@@ -166,13 +170,20 @@ class EvaluationStage:
 
     def _failed(self, evaluation_id: int, failure: Failure, now: float) -> int | None:
         rule = self._settings.workers
+        if failure.kind is FailureKind.RECIPE:
+            self._stamps.clear()  # an input went away since the last look
+            self.refresh_recipes(now=now)
         with self._db.write() as conn:
             evaluation = evaluations.evaluation(conn, evaluation_id)
             assert evaluation is not None
+            stand = heartbeat.recipe_stands(conn).get(evaluation.recipe)
+            if failure.kind is FailureKind.RECIPE and stand is not None and stand.problem:
+                evaluations.requeue(conn, evaluation_id, now=now)  # no fault of the checkpoint: it waits for the input
+                return _owner(conn, evaluation_id)[0]
             run_id, run, path = _owner(conn, evaluation_id)
             # The path stands beside the message wherever it is shown.
             failure = evolve(failure, message=failure.message.replace(f" {path}:", ":"))
-            delay = min(rule.retry_after * 4 ** (evaluation.attempts - 1), max(3600.0, rule.retry_after))
+            delay = backoff(evaluation.attempts, first=rule.retry_after)
             if not evaluations.fail(conn, evaluation_id, failure, attempts=rule.attempts, retry_at=now + delay, now=now):
                 return None
             after = evaluations.evaluation(conn, evaluation_id)

@@ -1,7 +1,6 @@
 """From an assessment to the disk: queue what is due, move aliases, then remove, then publish. In that order, always."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from ckptwatch.apply.places import run_dir
 from ckptwatch.apply.pruner import Pruner
 from ckptwatch.core.naming import suffix_of
 from ckptwatch.errors import RemovalRefused
-from ckptwatch.model import Checkpoint, Contender, Decision, Evaluation, Place, RemovalState, Run
+from ckptwatch.model import Checkpoint, CheckpointState, Contender, Decision, Evaluation, Place, RemovalState, Run
 from ckptwatch.planning import Assessment, assess, with_composite
 from ckptwatch.publish.samples import publish_samples, samples_directory, write_overview
 from ckptwatch.publish.scalars import Scalars, points_of
@@ -132,9 +131,9 @@ class KeepingStage:
 
         if a.rule.keep is None:
             raise refuse("its run has no keep rule")
-        # At least one other whole checkpoint must be there, on disk, at this moment.
+        # At least one other whole checkpoint must be there, on disk, unchanged, at this moment.
         staying = [d.checkpoint for d in a.plan.decisions if d.checkpoint.id != checkpoint.id
-                   and d not in a.plan.removals and os.path.lexists(d.checkpoint.path)]
+                   and d not in a.plan.removals and _whole_on_disk(d.checkpoint)]
         if not staying:
             raise refuse("it is the only checkpoint left of its run")
         if any(alias.target == checkpoint.path for alias in a.aliases):
@@ -298,6 +297,15 @@ class KeepingStage:
     def close(self) -> None:
         for scalars in self._scalars.values():
             scalars.close()
+
+
+def _whole_on_disk(c: Checkpoint) -> bool:
+    try:
+        info = c.path.lstat()
+    except OSError:
+        return False
+    found = (info.st_ino, info.st_size, info.st_mtime_ns)
+    return c.state is CheckpointState.COMPLETE and found == (c.identity.inode, c.identity.size, c.identity.mtime_ns)
 
 
 def _contender(a: Assessment, evaluation: Evaluation) -> Contender | None:

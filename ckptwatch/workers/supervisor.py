@@ -196,7 +196,7 @@ class Pool:
                 try:
                     self._report(Said(worker=worker, incarnation=incarnation, document=decode(line)))
                 except WireError as error:
-                    if not line.endswith(b"\n"):
+                    if not line.endswith(b"\n") and len(line) <= LONGEST_LINE:
                         break  # cut off: it died in the middle of it
                     cause = f"sent garbage: {error}"  # whatever it was to say is lost, so it is not worth waiting for
                     _kill_group(process)

@@ -108,7 +108,7 @@ def test_what_it_prints_goes_to_its_log_not_into_the_protocol(bench, tmp_path):
     ("ready()\nfor j in jobs(): os.write(a.up_fd, b'\\xff\\x00 garbage\\n'); time.sleep(600)", "sent garbage"),
     ("ready()\nfor j in jobs(): send(type='result', job=j, scores=[{'metric': 'm', 'value': 'much'}], seconds=1)\n"
      "time.sleep(600)", "sent garbage"),
-    ("ready()\nfor j in jobs(): os.write(a.up_fd, b'x' * 5_000_000 + b'\\n'); time.sleep(600)", ""),
+    ("ready()\nfor j in jobs(): os.write(a.up_fd, b'x' * 5_000_000 + b'\\n'); time.sleep(600)", "sent garbage"),
 ])
 def test_a_death_is_reported_once_in_words(bench, script, words):
     b = bench(script)
@@ -144,7 +144,7 @@ def test_a_worker_that_cannot_be_started_is_a_death_with_its_cause(bench):
     b.assign()
     died = b.next(Died)
     assert "could not be started" in died.words and "/nonexistent/python" in died.words
-    assert b.worker.state is WorkerState.ABSENT and not os.path.exists(f"/proc/self/fd/{died.returncode}")
+    assert b.worker.state is WorkerState.ABSENT
 
 
 def test_starting_in_vain_leaks_no_descriptors(bench):
@@ -158,7 +158,8 @@ def test_starting_in_vain_leaks_no_descriptors(bench):
 
 
 def test_a_hanging_job_is_overdue_and_killed_with_everything_it_started(bench, tmp_path):
-    script = ("ready()\nfor j in jobs():\n  child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+    script = ("ready()\nfor j in jobs():\n"
+              "  child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
               "  open('child.tmp', 'w').write(str(child.pid)); os.rename('child.tmp', 'child')\n  signal.pause()")
     b = bench(script)
     b.assign()

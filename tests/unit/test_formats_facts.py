@@ -65,6 +65,12 @@ def test_keys_that_are_no_strings_do_no_harm(tmp_path):
     assert facts_of(tmp_path / "x.pt", {1: 2.0, (1, (2,)): 3.0, None: {"w": torch.zeros(1)}, "step": 4}).step == 4
 
 
+def test_names_that_cannot_be_shown_are_no_names(tmp_path):
+    odd = ["\ud800", "a\0b", "\x1b[31mred", "line\nbreak", "x" * 1000]
+    facts = facts_of(tmp_path / "x.pt", {**{k: 1.0 for k in odd}, **{f"{k}2": {"w": torch.zeros(1)} for k in odd}, "größe": 2.0})
+    assert facts.metrics == {"größe": 2.0} and facts.variants == ()
+
+
 def test_the_old_pickle_format_is_told_apart_from_a_broken_file(tmp_path):
     facts = facts_of(tmp_path / "old.pt", {"step": 1}, _use_new_zipfile_serialization=False)
     assert not facts.complete and "not a torch zip file" in facts.evidence

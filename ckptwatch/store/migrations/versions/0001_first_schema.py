@@ -147,4 +147,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("a database is not taken back; use the backup made before the upgrade")
+    raise NotImplementedError("there is no schema before the first")

@@ -1,0 +1,117 @@
+"""What a configuration says that cannot all be true, although each key by itself is fine. And where in the file."""
+
+import difflib
+import os
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from ckptwatch.core.metrics import COMPOSITE, METRICS, MetricInfo
+from ckptwatch.model import Mode
+from ckptwatch.schema import Config, MetricSection, RecipeSection, RunSection
+
+METRICS_GROUP = "ckptwatch.metrics"  # entry points: metric name → function of the images
+Place = tuple[str | int, ...]
+
+
+def contradictions(config: Config, base: Path) -> Iterator[tuple[Place, str]]:
+    seen: set[Path] = set()
+    for i, watch in enumerate(config.watch):
+        root = Path(os.path.normpath(base / watch.root))
+        for other in seen:
+            if root.is_relative_to(other) or other.is_relative_to(root):
+                yield ("watch", i, "root"), f"{root} and {other} contain one another: watch the outer one alone"
+        seen.add(root)
+    for name, recipe in config.recipes.items():
+        for key, problem in _recipe_contradictions(recipe):
+            yield ("recipes", name, *key), problem
+    for i, run in enumerate(config.runs):
+        for key, problem in _run_contradictions(run, config):
+            yield ("runs", i, *key), problem
+
+
+def _recipe_contradictions(recipe: RecipeSection) -> Iterator[tuple[Place, str]]:
+    names: list[str] = []
+    for i, metric in enumerate(recipe.metrics):
+        name = metric if isinstance(metric, str) else metric.name
+        if name in names:
+            yield ("metrics", i), f"metric `{name}` is listed twice"
+        names.append(name)
+        if isinstance(metric, MetricSection):
+            yield from ((("metrics", i), problem) for problem in _own_metric(metric))
+        elif (info := METRICS.get(name)) is None:
+            near = difflib.get_close_matches(name, METRICS, n=1)
+            yield ("metrics", i), (
+                f"unknown metric `{name}`; " + (f"did you mean `{near[0]}`? " if near else "")
+                + f"built in: {', '.join(METRICS)}; your own needs {{name, function, mode}}"
+            )
+        else:
+            yield from ((("metrics", i), problem) for problem in _unmet_needs(info, recipe))
+            if recipe.samples < info.minimum_samples:
+                yield ("samples",), f"`{name}` needs at least {info.minimum_samples} samples, found {recipe.samples}"
+    for term in recipe.composite or {}:
+        if term not in names:
+            yield ("composite", term), f"the recipe has no metric `{term}`; it yields {', '.join(names)}"
+    if recipe.composite is not None and not recipe.composite:
+        yield ("composite",), "a composite needs at least one term"
+
+
+def _own_metric(metric: MetricSection) -> Iterator[str]:
+    if metric.name in METRICS or metric.name == COMPOSITE:
+        yield f"`{metric.name}` is the name of a built-in metric; give yours another"
+    elif metric.function is None and metric.name not in _installed_metrics():
+        yield f"no installed package provides a metric `{metric.name}` (entry points {METRICS_GROUP}): give its function"
+
+
+def _unmet_needs(info: MetricInfo, recipe: RecipeSection) -> Iterator[str]:
+    reference = recipe.reference
+    if info.needs_reference and not (reference.images or (info.accepts_stats and reference.stats)):
+        needed = "reference.images or reference.stats" if info.accepts_stats else "reference.images"
+        yield f"`{info.name}` compares with reference images: set {needed}"
+    if info.needs_pairs and not (reference.paired or reference.images):
+        yield f"`{info.name}` compares with paired originals: set reference.paired"
+    if info.needs_prompts and recipe.prompts is None:
+        yield f"`{info.name}` needs prompts: set prompts"
+
+
+def _installed_metrics() -> set[str]:
+
+    return {point.name for point in entry_points(group=METRICS_GROUP)}
+
+
+def _run_contradictions(run: RunSection, config: Config) -> Iterator[tuple[Place, str]]:
+    recipe = None
+    if run.evaluate:
+        recipe = config.recipes.get(run.evaluate.recipe)
+        if recipe is None:
+            yield ("evaluate", "recipe"), (
+                f"no recipe `{run.evaluate.recipe}`; there are: {', '.join(config.recipes) or 'none'}")
+    if run.rank and recipe:
+        names = [m if isinstance(m, str) else m.name for m in recipe.metrics]
+        names += [COMPOSITE] if recipe.composite else []
+        if run.rank.by not in names:
+            near = difflib.get_close_matches(run.rank.by, names, n=1)
+            yield ("rank", "by"), (
+                f"recipe `{run.evaluate.recipe if run.evaluate else ''}` cannot yield `{run.rank.by}`; it yields "
+                f"{', '.join(names)}" + (f"; did you mean `{near[0]}`?" if near else ""))
+    if run.rank and run.rank.mode is None and known_mode(run.rank.by, recipe) is None:
+        yield ("rank", "by"), f"say which direction of `{run.rank.by}` is better: mode: min or max"
+    if run.rank and run.rank.mode is not None:
+        known = known_mode(run.rank.by, recipe)
+        if known is not None and known != run.rank.mode:
+            yield ("rank", "mode"), f"`{run.rank.by}` is better when {_WORD[known]}, mode {run.rank.mode} contradicts that"
+    if run.keep and run.keep.best is not None and run.keep.best > 0 and run.rank is None:
+        yield ("keep", "best"), "keeping the best needs a rank: section that says best by what"
+
+
+_WORD = {Mode.MIN: "lower", Mode.MAX: "higher"}
+
+
+def known_mode(metric: str, recipe: RecipeSection | None) -> Mode | None:
+    if metric == COMPOSITE:
+        return Mode.MAX
+    for spec in recipe.metrics if recipe else ():
+        if isinstance(spec, MetricSection) and spec.name == metric:
+            return spec.mode
+    info = METRICS.get(metric)
+    return info.mode if info else None

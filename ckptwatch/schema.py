@@ -1,0 +1,213 @@
+"""The configuration file as pydantic sees it: one class per section, each key with its type and default."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from ckptwatch.core.aliasing import check_template
+from ckptwatch.core.amounts import parse_duration
+from ckptwatch.model import Mode
+
+Duration = Annotated[float, BeforeValidator(lambda v: parse_duration(v) if isinstance(v, str) else v), Field(ge=0)]
+
+
+def _expanded(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path cannot contain a NUL character")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WatchSection(_Section):
+    root: UserPath
+    quiet: Duration = 30.0
+    scan_every: Annotated[Duration, Field(gt=0)] = 60.0
+    trusted: bool = False
+    exclude: list[str] = []
+
+
+class WorkersSection(_Section):
+    devices: Literal["auto"] | list[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?|mps)$")]] = "auto"
+    timeout: Annotated[Duration, Field(gt=0)] = 7200.0
+    attempts: Annotated[int, Field(ge=1)] = 3
+    retry_after: Duration = 30.0
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+
+class PublishSection(_Section):
+    json_files: bool = Field(True, alias="json")
+    tensorboard: bool = True
+    samples: bool = True
+
+
+class SamplerSection(_Section):
+    command: list[str] | None = None
+    factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = Field(None, alias="python")
+    options: dict[str, Any] = {}
+    images: str | None = None
+    timeout: Annotated[Duration, Field(gt=0)] = 3600.0
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "SamplerSection":
+        given = [name for name, value in (("command", self.command), ("python", self.factory), ("images", self.images))
+                 if value]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of command, python, images (found: {', '.join(given) or 'none'})")
+        if self.options and not self.factory:
+            raise ValueError("options are the keyword arguments of a python factory; this sampler has none")
+        return self
+
+
+class ReferenceSection(_Section):
+    images: UserPath | None = None
+    stats: UserPath | None = None
+    paired: UserPath | None = None
+
+    @model_validator(mode="after")
+    def _not_both(self) -> "ReferenceSection":
+        if self.images and self.stats:
+            raise ValueError("images and stats contradict each other: give one")
+        return self
+
+
+class FeaturesSection(_Section):
+    extractor: str = "inception-v3-compat"
+    layer: str = "2048"
+    logits: str = "logits_unbiased"
+    weights: UserPath | None = None
+    module: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+
+
+class ClipSection(_Section):
+    model: str = "ViT-B-32-quickgelu"
+    pretrained: str = "openai"
+
+    @model_validator(mode="after")
+    def _paths(self) -> "ClipSection":
+        _expanded(Path(self.model.removeprefix("local-dir:")))
+        _expanded(Path(self.pretrained))
+        return self
+
+
+class LpipsSection(_Section):
+    net: Literal["alex", "vgg", "squeeze"] = "alex"
+    weights: UserPath | None = None
+
+
+class NetworksSection(_Section):
+    features: FeaturesSection = FeaturesSection()
+    clip: ClipSection = ClipSection()
+    lpips: LpipsSection = LpipsSection()
+
+
+class MetricSection(_Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.@/-]*$")]
+    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None  # None: an installed entry point of that name
+    mode: Mode
+
+
+class TermSection(_Section):
+    weight: float
+    range: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _rising(self) -> "TermSection":
+        if not self.range[0] < self.range[1]:
+            raise ValueError(f"range must rise, found {list(self.range)}")
+        if self.weight == 0:
+            raise ValueError("weight 0 takes no part: leave the term out")
+        return self
+
+
+class RecipeSection(_Section):
+    sampler: SamplerSection
+    metrics: Annotated[list[str | MetricSection], Field(min_length=1)]
+    samples: Annotated[int, Field(ge=1)] = 2000
+    seed: Annotated[int, Field(ge=0)] = 0
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    prompts: UserPath | None = None
+    reference: ReferenceSection = ReferenceSection()
+    networks: NetworksSection = NetworksSection()
+    composite: dict[str, TermSection] | None = None
+    composite_missing: Literal["error", "renormalise"] = "error"
+    num_evaluation_samples: Annotated[int, Field(ge=0)] = 20
+    version: int = 1
+
+
+class EvaluateSection(_Section):
+    recipe: str
+    every: Annotated[int, Field(ge=1)] = 1
+    final: bool = True
+    enabled: bool = True
+    variants: Literal["all"] | list[str] = []
+
+
+class RankSection(_Section):
+    by: str
+    mode: Mode | None = None
+    ties: Literal["newest", "oldest"] = "newest"
+
+
+class KeepSection(_Section):
+    best: Annotated[int, Field(ge=-1)] | None = None
+    last: Annotated[int, Field(ge=0)] | None = None
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    every_epochs: Annotated[int, Field(ge=1)] | None = None
+    within: Duration | None = None
+
+    @model_validator(mode="after")
+    def _some_rule(self) -> "KeepSection":
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError("no rule given; leave `keep` out to keep everything")
+        return self
+
+
+class TrashSection(_Section):
+    grace: Duration = 86400.0
+
+
+class AliasesSection(_Section):
+    dir: UserPath | None = None
+    best: str | Literal[False] = "best{suffix}"
+    last: str | Literal[False] = "last{suffix}"
+
+    @model_validator(mode="after")
+    def _templates(self) -> "AliasesSection":
+        for name in (self.best, self.last):
+            if name and (problem := check_template(name)):
+                raise ValueError(problem)
+        if self.best and self.best == self.last:
+            raise ValueError("best and last cannot be the same link")
+        return self
+
+
+class RunSection(_Section):
+    match: str = "*"
+    evaluate: EvaluateSection | None = None
+    rank: RankSection | None = None
+    keep: KeepSection | None = None
+    trash: TrashSection = TrashSection()
+    approve_over: Annotated[float, Field(ge=0, le=1)] = 0.5
+    aliases: AliasesSection = AliasesSection()
+    ended_after: Duration = 3600.0
+
+
+class Config(_Section):
+    """The whole file. docs/configuration.md explains every key."""
+
+    state_dir: UserPath | None = None
+    watch: Annotated[list[WatchSection], Field(min_length=1)]
+    workers: WorkersSection = WorkersSection()
+    publish: PublishSection = PublishSection()
+    recipes: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], RecipeSection] = {}
+    runs: list[RunSection] = []
