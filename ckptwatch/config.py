@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from ckptwatch.contradictions import Place, contradictions, known_mode
 from ckptwatch.core.metrics import COMPOSITE, METRICS
-from ckptwatch.errors import ConfigError, UsageError
+from ckptwatch.errors import ConfigError
 from ckptwatch.model import (
     AliasRule,
     Composite,
@@ -28,29 +28,14 @@ from ckptwatch.model import (
     RunRule,
     Sampler,
 )
+from ckptwatch.outline import config_text
 from ckptwatch.schema import Config, RecipeSection, RunSection
 from ckptwatch.settings import PublishRule, RootRule, Settings, WorkerRule, default_state_dir
-
-SEARCHED = ("ckptwatch.yaml", "~/.config/ckptwatch/config.yaml", "/etc/ckptwatch/config.yaml")
-
-
-def find_config(given: Path | None) -> Path | None:
-    """The configuration to use: `-c`, else $CKPTWATCH_CONFIG, else the first of SEARCHED that exists, else None."""
-    if given is not None:
-        return given
-    if named := os.environ.get("CKPTWATCH_CONFIG"):
-        return Path(named)
-    return next((p for p in (Path(s).expanduser() for s in SEARCHED) if p.exists()), None)
 
 
 def load_config(path: Path) -> Settings:
     """Settings from a YAML file. Raises ConfigError with every problem, each with its line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = getattr(error, "strerror", None) or str(error)
-        raise UsageError("read configuration", cause, path=path, hint="write one with config.example.yaml as a start") \
-            from error
+    text = config_text(path)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text)

@@ -1,12 +1,14 @@
 """The configuration as plain values: what `config.py` makes of the YAML and everything else reads."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckptwatch.model import Recipe, RunRule
+from ckptwatch.outline import Outline, default_state_dir
+
+__all__ = ["Outline", "PublishRule", "RootRule", "Settings", "WorkerRule", "default_state_dir"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +56,9 @@ class Settings:
                 return rule
         return RunRule()
 
+    @property
+    def outline(self) -> Outline:
+        return Outline(state_dir=self.state_dir, roots=tuple(r.root for r in self.roots), recipes=frozenset(self.recipes))
+
     def root_rule(self, root: Path) -> RootRule | None:
         return next((r for r in self.roots if r.root == root), None)
-
-
-def default_state_dir() -> Path:
-    """systemd's STATE_DIRECTORY, else XDG_STATE_HOME/ckptwatch, else ~/.local/state/ckptwatch."""
-    if given := os.environ.get("STATE_DIRECTORY"):
-        return Path(given.split(":")[0])
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "ckptwatch"

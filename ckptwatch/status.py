@@ -13,8 +13,8 @@ from typing import Any
 
 from ckptwatch import __version__, control
 from ckptwatch.errors import CkptwatchError
-from ckptwatch.settings import Settings
-from ckptwatch.store import heartbeat, overview, runs
+from ckptwatch.outline import Outline
+from ckptwatch.store import heartbeat, overview, roots
 from ckptwatch.store.database import Connection, open_reading
 from ckptwatch.store.heartbeat import Heartbeat
 from ckptwatch.store.overview import FailedEvaluation, RunOverview
@@ -73,13 +73,13 @@ class Status:
         return Level.BUSY if any(w.get("checkpoint") for w in self.live.get("workers", ())) else Level.OK
 
 
-def gather(settings: Settings, *, run: str | None = None, now: float) -> Status:
+def gather(outline: Outline, *, run: str | None = None, now: float) -> Status:
     """Everything, or of one run. Raises StateError if the database cannot be read, UsageError for an unknown run."""
-    live = _live(settings.state_dir)
-    db = open_reading(settings.state_dir)
+    live = _live(outline.state_dir)
+    db = open_reading(outline.state_dir)
     status = Status(
         now=now, host=socket.gethostname(), daemon="running" if live else "never", beat=None, live=live or {}, queue={},
-        runs=[], alerts=[], disks=[], purges={}, scanned_at=None, roots=[r.root for r in settings.roots])
+        runs=[], alerts=[], disks=[], purges={}, scanned_at=None, roots=list(outline.roots))
     if db is not None:
         try:
             with db.read() as conn:
@@ -90,18 +90,18 @@ def gather(settings: Settings, *, run: str | None = None, now: float) -> Status:
                 status.purges = overview.next_purge(conn)
                 failed = overview.failures(conn)
                 broken = overview.incomplete(conn, [r.id for r in status.runs if r.counts.get("incomplete")])
-                known_roots = runs.all_roots(conn)
+                known_roots = roots.all_(conn)
                 stands = heartbeat.recipe_stands(conn)
         finally:
             db.close()
         status.scanned_at = min((r.scanned_at for r in known_roots if r.scanned_at), default=None)
         names = {r.id: r.name for r in status.runs}
-        configured = {r.root for r in settings.roots}
+        configured = set(outline.roots)
         status.alerts += [Alert(level=Level.FAIL, message=r.problem, fix="ckptwatch run -c CONFIG logs the same at start")
                           for r in known_roots if r.problem and r.path in configured]
         status.alerts += [Alert(level=Level.FAIL, message=f"recipe {s.name} cannot be used: {s.problem}",
                                 fix="put the files in place, or mend the recipe: ckptwatch check-config CONFIG")
-                          for s in stands.values() if s.problem and s.name in settings.recipes]
+                          for s in stands.values() if s.problem and s.name in outline.recipes]
         status.alerts += [_failed(f, names[f.run_id]) for f in failed if f.run_id in names]
         status.alerts += [
             Alert(level=Level.WARN, run=names[owner], message=f"{path.name} is not whole: {evidence}",
@@ -110,7 +110,7 @@ def gather(settings: Settings, *, run: str | None = None, now: float) -> Status:
     if not live and status.beat is not None:
         status.daemon = "stopped" if status.beat.stopped_at is not None else "down"
     status.alerts += _run_alerts(status)
-    status.disks = _disks(settings, status)
+    status.disks = _disks(outline, status)
     status.alerts.sort(key=lambda a: a.level is not Level.FAIL)
     return status
 
@@ -153,16 +153,16 @@ def _run_alerts(status: Status) -> list[Alert]:
     return alerts
 
 
-def _disks(settings: Settings, status: Status) -> list[Disk]:
+def _disks(outline: Outline, status: Status) -> list[Disk]:
     """One per filesystem; room for too few checkpoints is an alert."""
     disks: dict[int, Disk] = {}
-    for root in settings.roots:
+    for root in outline.roots:
         try:
-            device = root.root.stat().st_dev
-            usage = shutil.disk_usage(root.root)
+            device = root.stat().st_dev
+            usage = shutil.disk_usage(root)
         except OSError:
             continue
-        disks.setdefault(device, Disk(path=root.root, free=usage.free, total=usage.total))
+        disks.setdefault(device, Disk(path=root, free=usage.free, total=usage.total))
     sizes = [r.bytes / max(1, r.counts.get("complete", 0) + r.counts.get("incomplete", 0)) for r in status.runs if r.bytes]
     typical = max(sizes, default=0.0)
     for disk in disks.values():

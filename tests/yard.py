@@ -3,7 +3,7 @@
 from ckptwatch.apply.pruner import Pruner
 from ckptwatch.formats.torch_zip import TorchZip
 from ckptwatch.model import RemovalState, Role, evolve
-from ckptwatch.store import checkpoints, events, removals, runs
+from ckptwatch.store import checkpoints, events, removals, roots, runs
 from ckptwatch.store.database import open_writing
 from ckptwatch.testing import entry_at
 from tests.support import save
@@ -17,8 +17,8 @@ class Yard:
         self.root.mkdir(exist_ok=True)
         self.db = open_writing(base / "state")
         with self.db.write() as conn:
-            if runs.root(conn, self.root) is None:
-                runs.record_root(conn, self.root, uuid="u", device=1)
+            if roots.get(conn, self.root) is None:
+                roots.record(conn, self.root, uuid="u", device=1)
         self.pruner = Pruner(self.db, self.root)
 
     def record(self, name, step=1):

@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ckptwatch.outline import Outline
     from ckptwatch.settings import Settings
 
 ConfigOption = Annotated[Path | None, typer.Option(
@@ -23,17 +24,30 @@ def settings_of(config: Path | None) -> "Settings":
 
     Without any configuration, what `ckptwatch run ROOT` keeps in the default state directory is used.
     """
-    from ckptwatch.config import find_config, load_config
-    from ckptwatch.errors import UsageError
+    from ckptwatch.config import load_config
     from ckptwatch.settings import Settings, default_state_dir
 
+    found = _found(config)
+    return Settings(state_dir=default_state_dir(), roots=(), observe_only=True) if found is None else load_config(found)
+
+
+def outline_of(config: Path | None) -> "Outline":
+    """As `settings_of`, but only what `status` needs, and without complaint about the rest of the file."""
+    from ckptwatch.outline import Outline, default_state_dir, read_outline
+
+    found = _found(config)
+    return Outline(state_dir=default_state_dir()) if found is None else read_outline(found)
+
+
+def _found(config: Path | None) -> Path | None:
+    from ckptwatch.errors import UsageError
+    from ckptwatch.outline import default_state_dir, find_config
+
     found = find_config(config)
-    if found is not None:
-        return load_config(found)
-    if (default_state_dir() / "ckptwatch.db").exists():
-        return Settings(state_dir=default_state_dir(), roots=(), observe_only=True)
-    raise UsageError("find a configuration", "none was given and none is in the usual places",
-                     hint="give one with -c CONFIG (config.example.yaml is a start), or try `ckptwatch demo`")
+    if found is None and not (default_state_dir() / "ckptwatch.db").exists():
+        raise UsageError("find a configuration", "none was given and none is in the usual places",
+                         hint="give one with -c CONFIG (config.example.yaml is a start), or try `ckptwatch demo`")
+    return found
 
 
 def act(config: Path | None, command: str, **arguments: Any) -> "Mapping[str, Any]":

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptwatch.cli.console import console, emit_json
-from ckptwatch.cli.context import AsciiOption, ConfigOption, JsonOption, settings_of
+from ckptwatch.cli.context import AsciiOption, ConfigOption, JsonOption, outline_of, settings_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from rich.console import Console
@@ -49,23 +50,23 @@ def _report(run: str | None, config: "Path | None", *, json: bool, ascii_only: b
     """Once, or with `watch` again and again. Returns what was shown."""
     from ckptwatch.status import as_json, gather
 
-    settings = settings_of(config)
+    outline = outline_of(config)
     while True:
-        found = gather(settings, run=run, now=time.time())
+        found = gather(outline, run=run, now=time.time())
         if json:
             emit_json(as_json(found))
         else:
             out = console(ascii_only=ascii_only)
             if watch is not None and out.is_terminal:
                 out.clear()
-            show(found, settings, out, one=run is not None)
+            show(found, lambda: settings_of(config), out, one=run is not None)
         if watch is None:
             return found
         time.sleep(watch)
 
 
-def show(s: "Status", settings: "Settings", out: "Console", *, one: bool = False) -> None:
-    """Print a status."""
+def show(s: "Status", settings: "Callable[[], Settings]", out: "Console", *, one: bool = False) -> None:
+    """Print a status. `settings` is asked only where runs are shown in full: their plan follows from it."""
     _line(out, _headline(s))
     for alert in s.alerts[:ALERTS]:
         _alert(out, alert)
@@ -84,8 +85,7 @@ def show(s: "Status", settings: "Settings", out: "Console", *, one: bool = False
     alarmed = {a.run for a in s.alerts}
     shown = sorted(s.runs, key=lambda r: (r.name not in alarmed, -r.newest_at))
     if len(shown) <= IN_FULL or one:
-        for r in sorted(shown, key=lambda r: r.name):
-            _in_full(s, r, settings, out)
+        _all_in_full(s, sorted(shown, key=lambda r: r.name), settings, out)
         return
     for r in shown[:LISTED]:
         _line(out, _in_one_line(s, r))
@@ -178,6 +178,21 @@ def _step(named: Any) -> str:
     if named.step is not None:
         return format_step(named.step)
     return f"epoch {named.epoch}" if named.epoch is not None else named.path.rpartition("/")[2]
+
+
+def _all_in_full(s: "Status", shown: "list[RunOverview]", settings: "Callable[[], Settings]", out: "Console") -> None:
+    from ckptwatch.errors import ConfigError
+
+    try:
+        known = settings() if shown else None
+    except ConfigError as error:
+        out.print(f"  ! {error}", style="yellow")
+        for r in shown:
+            _line(out, _in_one_line(s, r))
+        return
+    for r in shown:
+        assert known is not None
+        _in_full(s, r, known, out)
 
 
 # ---- one run in full ------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class Stage:
         from ckptwatch.config import load_config
         from ckptwatch.status import gather
 
-        found = gather(load_config(self.config), now=time.time())
+        found = gather(load_config(self.config).outline, now=time.time())
         queued = sum(found.queue.get(state, 0) for state in ("pending", "running"))
         recorded = sum(r.counts.get("complete", 0) for r in found.runs)
         on_disk = sum(len(self.saved(run)) for run in ("calm", "stormy"))
@@ -111,7 +111,7 @@ class Stage:
         settings = load_config(self.config)
         out = Console(file=io.StringIO(), width=width, highlight=False, markup=False, force_terminal=True)
         try:
-            show(gather(settings, now=time.time()), settings, out)
+            show(gather(settings.outline, now=time.time()), lambda: settings, out)
         except CkptwatchError:
             return []  # the daemon is opening its database at this moment
         return out.file.getvalue().splitlines()  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from ckptwatch.errors import RootError
 from ckptwatch.formats.base import formats
 from ckptwatch.model import CheckpointEvent, CheckpointState, Identity, Run
 from ckptwatch.settings import RootRule
-from ckptwatch.store import checkpoints, evaluations, events, runs
+from ckptwatch.store import checkpoints, evaluations, events, roots, runs
 from ckptwatch.store.database import Connection, Database
 from ckptwatch.watch.catalogue import Catalogue, Finding, Found, Vanished
 from ckptwatch.watch.scanner import scan
@@ -61,7 +61,7 @@ class Intake:
         changed = self._record(self._catalogue.observe(seen, top=top, now=now), now)
         if top == self.rule.root:
             with self._db.write() as conn:
-                runs.note_root(conn, self.rule.root, problem="", scanned_at=now)
+                roots.note(conn, self.rule.root, problem="", scanned_at=now)
         return changed
 
     def settle(self, *, now: float) -> set[int]:
@@ -89,9 +89,9 @@ class Intake:
                 log.error("%s", error)
             self.problem = str(error)
             with self._db.write() as conn:
-                if runs.root(conn, self.rule.root) is None:
-                    runs.record_root(conn, self.rule.root, uuid="", device=0)
-                runs.note_root(conn, self.rule.root, problem=self.problem)
+                if roots.get(conn, self.rule.root) is None:
+                    roots.record(conn, self.rule.root, uuid="", device=0)
+                roots.note(conn, self.rule.root, problem=self.problem)
             return False
         if not self._remembered:
             with self._db.read() as conn:
@@ -103,14 +103,14 @@ class Intake:
         root = self.rule.root
         marker = read_marker(root)
         with self._db.read() as conn:
-            known = runs.root(conn, root)
+            known = roots.get(conn, root)
         if known is None or known.uuid in (("",) if self._observe_only else ("", OBSERVED)):
             uuid = self._identify(marker)
             with self._db.write() as conn:
                 if known is not None:
-                    runs.adopt_root(conn, root, uuid=uuid, device=root.stat().st_dev)
+                    roots.adopt(conn, root, uuid=uuid, device=root.stat().st_dev)
                 else:
-                    runs.record_root(conn, root, uuid=uuid, device=root.stat().st_dev)
+                    roots.record(conn, root, uuid=uuid, device=root.stat().st_dev)
             return
         if self._observe_only and known.uuid == OBSERVED:
             return
@@ -124,7 +124,7 @@ class Intake:
                             hint="use another state_dir for it, or mount the recorded one")
         if marker.device != known.device:
             with self._db.write() as conn:
-                runs.rebase_root(conn, root, device=marker.device)
+                roots.rebase(conn, root, device=marker.device)
                 events.append(conn, now=now, kind="root_remounted", path=root, message="same marker, new device number")
 
     def _identify(self, marker: Marker | None) -> str:

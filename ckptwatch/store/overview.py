@@ -7,8 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select, text
 
-from ckptwatch.model import EvaluationState
-from ckptwatch.store.tables import checkpoints, evaluations, removals, runs
+from ckptwatch.store.tables import KEPT, checkpoints, evaluations, removals, runs
+
+# Every model.EvaluationState but done (a test holds them together); importing the model would cost `status` a tenth.
+UNDONE = ("pending", "running", "failed", "abandoned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +68,10 @@ def run_overviews(conn: Connection, run_id: int | None = None) -> list[RunOvervi
         .join(last, last.c.id == runs.c.last_checkpoint_id, isouter=True)
         .order_by(runs.c.root, runs.c.name)
     )
-    sums = select(checkpoints.c.run_id, checkpoints.c.state, func.count(), func.sum(checkpoints.c.size)).group_by(
-        checkpoints.c.run_id, checkpoints.c.state)
+    c = checkpoints.c
+    sums = select(c.run_id, c.state, func.count(), func.sum(c.size)).where(text(KEPT)).group_by(c.run_id, c.state)
     if run_id is not None:
-        query, sums = query.where(runs.c.id == run_id), sums.where(checkpoints.c.run_id == run_id)
+        query, sums = query.where(runs.c.id == run_id), sums.where(c.run_id == run_id)
     found = {overview.id: overview for overview in map(_overview, conn.execute(query).tuples())}
     for owner, state, count, size in conn.execute(sums).tuples():
         overview = found[owner]
@@ -84,10 +86,9 @@ def run_overviews(conn: Connection, run_id: int | None = None) -> list[RunOvervi
 def queue_counts(conn: Connection) -> dict[str, int]:
     """Evaluations by state. The done ones, nearly all, are what the others leave of the whole, which SQLite counts fast."""
     state = evaluations.c.state
-    others = [s for s in EvaluationState if s is not EvaluationState.DONE]
-    counts = dict(conn.execute(select(state, func.count()).where(state.in_(others)).group_by(state)).tuples().all())
+    counts = dict(conn.execute(select(state, func.count()).where(state.in_(UNDONE)).group_by(state)).tuples().all())
     whole = conn.execute(select(func.count()).select_from(evaluations)).scalar_one()
-    return {**counts, str(EvaluationState.DONE): whole - sum(counts.values())}
+    return {**counts, "done": whole - sum(counts.values())}
 
 
 def failures(conn: Connection, limit: int = 200) -> list[FailedEvaluation]:

@@ -1,4 +1,4 @@
-"""Roots and runs."""
+"""Runs: one row per training job's directory."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,50 +7,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Row, insert, select, update
 
 from ckptwatch.model import Run
-from ckptwatch.store.tables import checkpoints, roots, runs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Root:
-    path: Path
-    uuid: str
-    device: int
-    problem: str
-    scanned_at: float | None
-
-
-def root(conn: Connection, path: Path) -> Root | None:
-    row = conn.execute(select(roots).where(roots.c.path == str(path))).one_or_none()
-    return None if row is None else Root(path=Path(row.path), uuid=row.uuid, device=row.device, problem=row.problem,
-                                         scanned_at=row.scanned_at)
-
-
-def all_roots(conn: Connection) -> tuple[Root, ...]:
-    return tuple(Root(path=Path(r.path), uuid=r.uuid, device=r.device, problem=r.problem, scanned_at=r.scanned_at)
-                 for r in conn.execute(select(roots)))
-
-
-def record_root(conn: Connection, path: Path, *, uuid: str, device: int) -> None:
-    conn.execute(insert(roots).values(path=str(path), uuid=uuid, device=device))
-
-
-def adopt_root(conn: Connection, path: Path, *, uuid: str, device: int) -> None:
-    """A root that was missing when it was first recorded has appeared."""
-    conn.execute(update(roots).where(roots.c.path == str(path)).values(uuid=uuid, device=device, problem=""))
-
-
-def rebase_root(conn: Connection, path: Path, *, device: int) -> None:
-    """The same filesystem is mounted under another device number: every identity below it moves along."""
-    conn.execute(update(roots).where(roots.c.path == str(path)).values(device=device))
-    ids = select(runs.c.id).where(runs.c.root == str(path))
-    conn.execute(update(checkpoints).where(checkpoints.c.run_id.in_(ids)).values(device=device))
-
-
-def note_root(conn: Connection, path: Path, *, problem: str, scanned_at: float | None = None) -> None:
-    values: dict[str, object] = {"problem": problem}
-    if scanned_at is not None:
-        values["scanned_at"] = scanned_at
-    conn.execute(update(roots).where(roots.c.path == str(path)).values(**values))
+from ckptwatch.store.tables import runs
 
 
 def run_named(conn: Connection, root_path: Path, name: str, *, path: Path, now: float) -> tuple[Run, bool]:

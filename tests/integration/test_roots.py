@@ -8,7 +8,7 @@ from ckptwatch.apply.places import home, place_marker, read_marker
 from ckptwatch.errors import RootError
 from ckptwatch.settings import RootRule
 from ckptwatch.stages.intake import Intake
-from ckptwatch.store import checkpoints, runs
+from ckptwatch.store import checkpoints, roots, runs
 from ckptwatch.store.database import open_writing
 from tests.support import save, tree
 
@@ -27,7 +27,7 @@ def watched(project):
 
 def problem(project):
     with project.reading() as conn:
-        return runs.root(conn, project.root).problem
+        return roots.get(conn, project.root).problem
 
 
 def untouched(project, match):
@@ -127,7 +127,7 @@ def test_a_root_first_only_observed_can_be_watched_later(tmp_path):
 
 def test_a_remounted_root_with_its_marker_is_the_same(watched):
     with watched.writing() as conn:
-        runs.rebase_root(conn, watched.root, device=4242)
+        roots.rebase(conn, watched.root, device=4242)
     watched.once()
     assert problem(watched) == "" and set(watched.states().values()) == {"complete"}
     assert all(len(found) == 1 for found in watched.evaluations().values()), "nothing is evaluated again"

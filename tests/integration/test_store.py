@@ -26,7 +26,7 @@ from ckptwatch.model import (
     Role,
     Score,
 )
-from ckptwatch.store import checkpoints, evaluations, events, heartbeat, overview, removals, runs
+from ckptwatch.store import checkpoints, evaluations, events, heartbeat, overview, removals, roots, runs
 from ckptwatch.store.database import FILE, LOCK, open_reading, open_writing
 
 ROOT = Path("/runs")
@@ -42,7 +42,7 @@ def db(tmp_path):
 @pytest.fixture
 def conn(db):
     with db.write() as connection:
-        runs.record_root(connection, ROOT, uuid="u", device=1)
+        roots.record(connection, ROOT, uuid="u", device=1)
         yield connection
 
 
@@ -123,7 +123,7 @@ def test_a_state_directory_that_cannot_be_used_is_said_so(tmp_path, kind):
 
 def test_others_read_while_one_writes(db, tmp_path):
     with db.write() as conn:
-        runs.record_root(conn, ROOT, uuid="u", device=1)
+        roots.record(conn, ROOT, uuid="u", device=1)
     reader = open_reading(tmp_path / "state")
     with db.write() as conn:
         add(conn)
@@ -139,7 +139,7 @@ def test_a_reader_writes_nothing(db, tmp_path):
     with pytest.raises(RuntimeError), reader.write():
         pass
     with pytest.raises(StateError), reader.read() as conn:
-        runs.record_root(conn, ROOT, uuid="u", device=1)
+        roots.record(conn, ROOT, uuid="u", device=1)
     reader.close()
 
 
@@ -155,10 +155,10 @@ def test_garbage_in_place_of_the_database_is_an_error_in_words(tmp_path):
 
 def test_a_failed_transaction_leaves_nothing(db):
     with pytest.raises(ZeroDivisionError), db.write() as conn:
-        runs.record_root(conn, ROOT, uuid="u", device=1)
+        roots.record(conn, ROOT, uuid="u", device=1)
         raise ZeroDivisionError
     with db.read() as conn:
-        assert runs.all_roots(conn) == ()
+        assert roots.all_(conn) == ()
 
 
 def test_a_path_with_odd_characters_is_a_path(tmp_path):
@@ -170,7 +170,7 @@ def test_a_path_with_odd_characters_is_a_path(tmp_path):
 
 def test_many_readers_at_once_do_not_disturb_the_writer(db, tmp_path):
     with db.write() as conn:
-        runs.record_root(conn, ROOT, uuid="u", device=1)
+        roots.record(conn, ROOT, uuid="u", device=1)
     problems, stop = [], threading.Event()
 
     def read():
@@ -290,9 +290,9 @@ def test_a_step_means_what_is_on_disk_before_what_was(conn):
 
 def test_a_remounted_root_takes_its_checkpoints_along(conn):
     made = add(conn)
-    runs.rebase_root(conn, ROOT, device=77)
+    roots.rebase(conn, ROOT, device=77)
     assert checkpoints.checkpoint(conn, made.id).identity.device == 77
-    assert runs.root(conn, ROOT).device == 77
+    assert roots.get(conn, ROOT).device == 77
 
 
 # ---- the queue ------------------------------------------------------------------------------------------------------
@@ -412,7 +412,7 @@ def test_only_whole_checkpoints_on_the_right_root_wait(conn):
         queue(conn, made)
     checkpoints.move(conn, gone.id, CheckpointEvent.VANISHED)
     assert [r.run_id for r in evaluations.waiting(conn)] == [whole.run_id]
-    runs.note_root(conn, ROOT, problem="unmounted")
+    roots.note(conn, ROOT, problem="unmounted")
     assert evaluations.waiting(conn) == [], "attempts on a root that is away would only be used up"
 
 

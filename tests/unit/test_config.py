@@ -7,9 +7,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptwatch.config import find_config, load_config, settings_for_roots, yields
+from ckptwatch.config import load_config, settings_for_roots, yields
 from ckptwatch.errors import CkptwatchError, ConfigError, UsageError
 from ckptwatch.model import KeepRules, Mode
+from ckptwatch.outline import find_config
 from ckptwatch.settings import RootRule, WorkerRule
 
 MINIMAL = "watch:\n  - root: runs\n"

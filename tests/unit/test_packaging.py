@@ -12,7 +12,7 @@ import typer.main
 import yaml
 
 from ckptwatch.cli.app import app
-from ckptwatch.config import SEARCHED
+from ckptwatch.outline import SEARCHED
 from ckptwatch.settings import default_state_dir
 
 HERE = Path(__file__).parents[2]

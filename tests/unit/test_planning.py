@@ -22,7 +22,7 @@ from ckptwatch.model import (
 )
 from ckptwatch.planning import assess
 from ckptwatch.settings import Settings
-from ckptwatch.store import checkpoints, evaluations, heartbeat, runs
+from ckptwatch.store import checkpoints, evaluations, heartbeat, roots, runs
 from ckptwatch.store.database import open_writing
 
 RULE = RunRule(evaluate=EvaluateRule(recipe="r"), rank=RankRule(by="fid", mode=Mode.MIN), keep=KeepRules(best=1, last=1),
@@ -40,7 +40,7 @@ class Plan:
             state_dir=base / "state", roots=(), runs=(rule,),
             recipes={"r": Recipe(name="r", sampler=Sampler(images="x"), metrics=(MetricSpec(name="fid", mode=Mode.MIN),))})
         with self.db.write() as conn:
-            runs.record_root(conn, self.root, uuid="u", device=1)
+            roots.record(conn, self.root, uuid="u", device=1)
             self.run, _ = runs.run_named(conn, self.root, "a", path=self.root / "a", now=0.0)
         self.recipe("new")
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_with_one_variant_unmeasured_waits(plan):
         plan.score(made, float(10 - step), variant="model")
         if step > 1:
             plan.score(made, 1.0, variant="ema")
-    assert plan.removals() == []
+    assert plan.removals() == [2]
     assert [(d.checkpoint_id, d.variant) for d in plan.assess().due] == [(1, "ema")]
 
 

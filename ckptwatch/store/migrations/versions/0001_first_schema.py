@@ -62,7 +62,9 @@ def upgrade() -> None:
     )
     op.create_index("living_path", "checkpoints", ["path"], unique=True,
                     sqlite_where=sa.text("state IN ('incomplete', 'complete')"))
-    op.create_index("checkpoints_of_run", "checkpoints", ["run_id", "state", "size"])
+    op.create_index("checkpoints_of_run", "checkpoints", ["run_id"])
+    op.create_index("checkpoints_kept", "checkpoints", ["run_id", "state", "size"],
+                    sqlite_where=sa.text("state IN ('complete', 'incomplete', 'trashed')"))
     op.create_table(
         "evaluations",
         sa.Column("id", sa.Integer, primary_key=True),
