@@ -56,7 +56,8 @@ class Intake:
             return set()
         seen = scan(top, root=self.rule.root, formats=formats(), exclude=self.rule.exclude)
         for directory, cause in set(seen.unreadable) - self._unreadable:
-            log.warning("cannot read %s: %s; what is recorded below it stands", directory, cause)
+            shown = str(directory).encode(errors="backslashreplace").decode()  # it may be no text, and a log is
+            log.warning("cannot read %s: %s; what is recorded below it stands", shown, cause)
         self._unreadable = set(seen.unreadable) if top == self.rule.root else self._unreadable | set(seen.unreadable)
         changed = self._record(self._catalogue.observe(seen, top=top, now=now), now)
         if top == self.rule.root:

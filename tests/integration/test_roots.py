@@ -1,6 +1,8 @@
 """An unmounted or exchanged root is an error, never "everything was deleted"."""
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -134,11 +136,9 @@ def test_a_remounted_root_with_its_marker_is_the_same(watched):
     assert ("root_remounted", ".") in watched.history()
 
 
-def test_names_that_are_no_text_end_nothing(project):
-    import os
-    from pathlib import Path
-
+def test_names_that_are_no_text_end_nothing(project, caplog):
     project.save("a/0100.pt", quality=1.0)
     Path(os.fsdecode(os.fsencode(project.root) + b"/a/\xff_0200.pt")).write_bytes(b"x")
     assert project.once() == 0
     assert project.states() == {"a/0100.pt": "complete"}
+    assert "its name is not UTF-8" in caplog.text and caplog.text.encode()

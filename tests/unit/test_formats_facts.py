@@ -67,7 +67,8 @@ def test_keys_that_are_no_strings_do_no_harm(tmp_path):
 
 def test_names_that_cannot_be_shown_are_no_names(tmp_path):
     odd = ["\ud800", "a\0b", "\x1b[31mred", "line\nbreak", "x" * 1000]
-    facts = facts_of(tmp_path / "x.pt", {**dict.fromkeys(odd, 1.0), **{f"{k}2": {"w": torch.zeros(1)} for k in odd}, "größe": 2.0})
+    variants = {f"{k}2": {"w": torch.zeros(1)} for k in odd}
+    facts = facts_of(tmp_path / "x.pt", {**dict.fromkeys(odd, 1.0), **variants, "größe": 2.0})
     assert facts.metrics == {"größe": 2.0} and facts.variants == ()
 
 
