@@ -45,7 +45,7 @@ def load_config(path: Path) -> Settings:
         raise ConfigError(path, ["the file must be a mapping that begins with `watch:`"])
     problems = list(_repeated(node, set()))
     config, unusable = _validated(raw)
-    problems += [_tell(e, node) for e in unusable]
+    problems += [f"{_where(place, node)}{text}" for place, text in _told_once(unusable, raw)]
     if config is not None:
         problems += [f"{_where(place, node)}{text}" for place, text in contradictions(config, path.absolute().parent)]
     if config is None or problems:
@@ -91,16 +91,66 @@ def yields(recipe: Recipe) -> tuple[str, ...]:
 # ---- problems and their places --------------------------------------------------------------------------------------
 
 
-def _tell(error: Any, node: yaml.Node) -> str:
-    place = tuple(error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
+def _told_once(errors: list[Any], raw: Any) -> Iterator[tuple[Place, str]]:
+    """One text per mistake. Where a key takes values of several kinds, pydantic complains once for each kind it tried."""
+    tried: dict[Place, list[tuple[Place, Any]]] = {}
+    for error in errors:
+        place, union = _place_in(raw, error)
+        tried.setdefault(place if union is None else union, []).append((place, error))
+    for union, several in tried.items():
+        # The kind that was meant is the one whose complaint lies inside the value.
+        inside = [(place, error) for place, error in several if place != union]
+        if inside or len(several) == 1:
+            yield from ((place, _tell(place, error, raw)) for place, error in inside or several)
+        else:
+            kinds = dict.fromkeys(_kind(error["msg"]) for _, error in several)
+            yield union, f"should be {' or '.join(kinds)}{_found(raw, union)}"
+
+
+def _place_in(raw: Any, error: Any) -> tuple[Place, Place | None]:
+    """Where in the file an error is; and where a key of several kinds is, if it lies below one."""
+    place: list[str | int] = []
+    union: Place | None = None
+    value = raw
+    for i, part in enumerate(error["loc"]):
+        is_there = (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value))
+        if is_there:
+            value = value[part]
+            place.append(part)
+        elif i == len(error["loc"]) - 1 and error["type"] == "missing":
+            place.append(part)
+        elif union is None:
+            union = tuple(place)  # not a key but the name of the kind that was tried
+    return tuple(place), union
+
+
+def _tell(place: Place, error: Any, raw: Any) -> str:
     if error["type"] == "extra_forbidden":
-        message = f"unknown key `{place[-1]}`"
-        near = difflib.get_close_matches(str(place[-1]), _siblings(place), n=1)
-        message += f"; did you mean `{near[0]}`?" if near else ""
-    elif error["type"] == "missing":
-        message = f"key `{place[-1]}` is missing"
-    return f"{_where(place, node)}{message}"
+        near = difflib.get_close_matches(str(place[-1]), _siblings(tuple(error["loc"])), n=1)
+        return f"unknown key `{place[-1]}`" + (f"; did you mean `{near[0]}`?" if near else "")
+    if error["type"] == "missing":
+        return f"key `{place[-1]}` is missing"
+    if error["type"] == "value_error":
+        return str(error["msg"]).removeprefix("Value error, ")
+    return f"should be {_kind(error['msg'])}{_found(raw, place)}"
+
+
+def _kind(message: str) -> str:
+    """pydantic's words without its own vocabulary: "a whole number", "a section"."""
+    message = message.partition(", unable to parse")[0]
+    for theirs, ours in (("Input should be ", ""), ("String should match pattern", "of the form"), ("Input should ", ""),
+                         ("a valid integer", "a whole number"), ("a valid number", "a number"), ("a valid string", "a text"),
+                         ("a valid list", "a list"), ("a valid boolean", "true or false"), ("False", "false")):
+        message = message.replace(theirs, ours)
+    return "a section of keys" if "a valid dictionary" in message else message
+
+
+def _found(raw: Any, place: Place) -> str:
+    value = raw
+    for part in place:
+        value = value[part]
+    return f", found {value!r}" if isinstance(value, str | int | float | bool | None) else ""
 
 
 def _siblings(place: Place) -> list[str]:

@@ -179,9 +179,9 @@ def test_a_metric_the_recipe_cannot_yield_is_refused_naming_what_it_can(tmp_path
     ({"sampler": {"images": "x", "command": ["y"]}}, "exactly one of command, python, images"),
     ({"sampler": {}}, "exactly one of command, python, images"),
     ({"sampler": {"images": "x", "options": {"a": 1}}}, "this sampler has none"),
-    ({"sampler": {"python": "no function"}}, "pattern"),
+    ({"sampler": {"python": "no function"}}, "of the form"),
     ({"metrics": [{"name": "fid", "function": "a:b", "mode": "max"}]}, "built-in metric"),
-    ({"metrics": [{"name": "a b", "function": "a:b", "mode": "max"}], "composite": None}, "pattern"),
+    ({"metrics": [{"name": "a b", "function": "a:b", "mode": "max"}], "composite": None}, "of the form"),
 ])
 def test_a_contradictory_recipe_is_refused(tmp_path, change, expected):
     raw = yaml.safe_load(RECIPE)
@@ -267,3 +267,13 @@ def test_the_given_file_wins_then_the_environment_then_the_usual_places(tmp_path
     monkeypatch.setenv("CKPTWATCH_CONFIG", "/elsewhere.yaml")
     assert find_config(None) == Path("/elsewhere.yaml")
     assert find_config(Path("mine.yaml")) == Path("mine.yaml")
+
+
+def test_one_mistake_is_one_problem_also_where_a_key_takes_several_kinds(tmp_path):
+    raw = yaml.safe_load(RECIPE)
+    raw["workers"] = {"devices": ["gpu0"]}
+    raw["recipes"]["t2i"]["metrics"] = ["fid", {"name": "x"}, 7]
+    raw["runs"] = [{"evaluate": {"recipe": "t2i", "variants": 7}, "aliases": {"best": 3}}]
+    found = problems(tmp_path, yaml.safe_dump(raw))
+    assert len(found) == 5
+    assert not any("constrained" in p or "literal" in p or "MetricSection" in p for p in found)
