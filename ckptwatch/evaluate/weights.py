@@ -71,7 +71,10 @@ def is_readable_format(path: Path) -> bool:
     """Is this a torch.save file, a safetensors file, or a directory of safetensors files?"""
     if path.is_dir():
         return any(path.glob("*.safetensors"))
-    return path.is_file() and (path.suffix == ".safetensors" or zipfile.is_zipfile(path))
+    try:
+        return path.is_file() and (path.suffix == ".safetensors" or zipfile.is_zipfile(path))
+    except zipfile.BadZipFile:  # is_zipfile itself raises for a damaged zip64 record
+        return False
 
 
 def _tensors(path: Path, variant: str, *, trusted: bool, only_weights: bool) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,6 @@ from ckptwatch.demo.stage import EVERY, MARKER, NAN_AT, STEPS, Stage
 from ckptwatch.model import Score, to_plain
 from ckptwatch.store import checkpoints, evaluations, events, runs
 from ckptwatch.store.database import open_reading
-from tests.leash import BELOW
 from tests.support import tree, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo"), pytest.mark.timeout(900)]
@@ -215,7 +214,6 @@ def test_killing_the_daemon_at_fifty_random_instants_changes_nothing_of_the_end(
         shutil.copytree(demo.directory / name, stage.directory / name)
     for name in ("prompts.txt", "config.yaml", MARKER):
         shutil.copy(demo.directory / name, stage.directory / name)
-    os.environ[BELOW] = str(stage.directory)
     stage.runs.mkdir()
     rng = random.Random(20261121)
     trainers = [

@@ -20,7 +20,12 @@ def complete(project):
 
 
 def settled(project, *names):
-    until(lambda: project.quiet_state() and complete(project) == sorted(names), what=f"{names}")
+    def done():
+        # Recorded comes before enqueued: without the last part a checkpoint just found would pass for evaluated.
+        return (project.quiet_state() and complete(project) == sorted(names)
+                and all(name in project.evaluations() for name in names))
+
+    until(done, what=f"{names}")
 
 
 # ---- while it runs --------------------------------------------------------------------------------------------------

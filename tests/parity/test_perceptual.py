@@ -192,14 +192,14 @@ def test_incomplete_lpips_weights_are_an_error_not_a_random_trunk(tmp_path, netw
 
 
 @pytest.mark.parametrize(("metric", "networks", "words"), [
-    ("inception_score", Networks(), ["inception-2015-12-05", "networks.features_weights"]),
-    ("lpips", Networks(), ["alexnet-owt-7be5be79.pth", "networks.lpips_weights"]),
+    ("inception_score", Networks(), ["inception-2015-12-05", "networks.features.weights"]),
+    ("lpips", Networks(), ["alexnet-owt-7be5be79.pth", "networks.lpips.weights"]),
     ("lpips", Networks(lpips="resnet"), ["alex, vgg, squeeze"]),
     ("clip_score", Networks(), ["ViT-B-32-quickgelu", "local-dir:", "HF_HUB_OFFLINE"]),
     ("clip_score", Networks(clip="no-such-model"), ["no-such-model"]),
     ("clip_score", Networks(clip_pretrained="/no/such/clip.pt"), ["/no/such/clip.pt", "no such file"]),
     ("clip_score", Networks(clip="local-dir:/no/such"), ["/no/such"]),
-    ("inception_score", Networks(features="no-such"), ["known", "inception-v3-compat", "features_module"]),
+    ("inception_score", Networks(features="no-such"), ["known", "inception-v3-compat", "networks.features.module"]),
     ("inception_score", Networks(logits_layer="9999"), ["no layer '9999'", "logits_unbiased"]),
     ("inception_score", Networks(features_module="tests.parity.toy_samplers:broken_factory"), ["register"]),
 ])

@@ -30,6 +30,7 @@ def files(one_thread, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("networks")
 def test_torch_fidelity_takes_the_feature_network(files):
     from torch_fidelity.utils import create_feature_extractor
 
@@ -46,6 +47,7 @@ def test_torch_fidelity_takes_the_feature_network(files):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("networks")
 def test_torch_fidelity_measures_with_it(files):
     import torch_fidelity
 
@@ -62,6 +64,7 @@ def test_torch_fidelity_measures_with_it(files):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("networks")
 def test_open_clip_loads_the_folder_and_prefers_the_right_caption(files):
     import open_clip
 
@@ -80,6 +83,7 @@ def test_open_clip_loads_the_folder_and_prefers_the_right_caption(files):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("networks")
 def test_lpips_loads_the_file_and_ranks_distances(files):
     import lpips
 
