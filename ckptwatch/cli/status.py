@@ -243,8 +243,9 @@ def _best(a: Any) -> tuple[str, str, str]:
     parts += [f"#{p.rank} {p.score.value:.4g} @{_place_step(p)}" for p in a.ranking.places[1:3]]
     places = a.ranking.places
     tie = "#1 and #2 tie within error" if len(places) > 1 and "tie within error" in places[1].reason else ""
-    if a.ranking.unranked:
-        tie = tie or f"{len(a.ranking.unranked)} unranked: ckptwatch rank {a.run.name}"
+    without = [u for u in a.ranking.unranked if "evaluation pending" not in u.reason and "evaluation running" not in u.reason]
+    if without:
+        tie = tie or f"{len(without)} unranked: ckptwatch rank {a.run.name}"
     return "best", "   ".join(parts), tie
 
 

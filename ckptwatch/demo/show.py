@@ -167,7 +167,7 @@ class _Scene:
         lines += [Text.from_ansi(line) for line in self._stage.status_lines(width)]
         lines.append(Text(""))
         lines += [Text(f"  {line}"[:width], style="dim") for line in
-                  [*_lines(self._daemon.log)[-LOG_LINES:], *self._said[-1:]]]
+                  [*_news(self._daemon.log), *self._said[-1:]]]
         return Group(*lines[: self._screen.height - 1])
 
 
@@ -192,6 +192,12 @@ def _sh(command: Sequence[str], screen: "Console") -> None:
     environment = {**os.environ, "COLUMNS": str(screen.width)}
     sys.stdout.flush()
     subprocess.run([sys.executable, "-m", "ckptwatch", *command], check=False, env=environment)
+
+
+def _news(log: Path) -> list[str]:
+    """The last lines of the daemon's log, without the summaries: the ranking stands above them already."""
+    lines = [line for line in _lines(log) if " INFO   " not in line and "Best Checkpoint Summary" not in line]
+    return lines[-LOG_LINES:]
 
 
 def _lines(path: Path) -> list[str]:
