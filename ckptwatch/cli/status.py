@@ -243,7 +243,8 @@ def _best(a: Any) -> tuple[str, str, str]:
     parts += [f"#{p.rank} {p.score.value:.4g} @{_place_step(p)}" for p in a.ranking.places[1:3]]
     places = a.ranking.places
     tie = "#1 and #2 tie within error" if len(places) > 1 and "tie within error" in places[1].reason else ""
-    without = [u for u in a.ranking.unranked if "evaluation pending" not in u.reason and "evaluation running" not in u.reason]
+    waits = ("evaluation pending", "evaluation running")  # these will have a rank; the others need a look
+    without = [u for u in a.ranking.unranked if not any(w in u.reason for w in waits)]
     if without:
         tie = tie or f"{len(without)} unranked: ckptwatch rank {a.run.name}"
     return "best", "   ".join(parts), tie
