@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptwatch.core.amounts import parse_step
 from ckptwatch.errors import RemovalRefused, UsageError
-from ckptwatch.model import Checkpoint, EvaluationState, Removal, RemovalState, Run
+from ckptwatch.model import Checkpoint, CheckpointState, EvaluationState, Removal, RemovalState, Run
 from ckptwatch.planning import assess
 from ckptwatch.settings import Settings
 from ckptwatch.stages.intake import Intake
@@ -48,6 +48,7 @@ class Commands:
         by, why = str(request.get("by", "")), str(request.get("why") or "pinned by hand")
         with self._db.write() as conn:
             checkpoint = find_checkpoint(conn, str(request["target"]))
+            _must_be_there(checkpoint, "pin")
             checkpoints.pin(conn, checkpoint.id, f"{by}: {why}")
             self._note(conn, checkpoint, "pinned", why, by, now)
         self._dirty(checkpoint.run_id)
@@ -66,6 +67,7 @@ class Commands:
     def _retry(self, request: Mapping[str, Any], now: float) -> Mapping[str, Any]:
         with self._db.write() as conn:
             checkpoint = find_checkpoint(conn, str(request["target"]))
+            _must_be_there(checkpoint, "retry")
             found = evaluations.of_checkpoint(conn, checkpoint.id)
             again = [e for e in found if e.state in (EvaluationState.FAILED, EvaluationState.PENDING)] or [
                 e for e in found if e.state is EvaluationState.DONE]
@@ -130,6 +132,16 @@ class Commands:
     def _note(conn: Connection, checkpoint: Checkpoint, kind: str, message: str, by: str, now: float) -> None:
         events.append(conn, now=now, kind=kind, by=by, run=runs.run(conn, checkpoint.run_id).name, path=checkpoint.path,
                       message=message)
+
+
+def _must_be_there(checkpoint: Checkpoint, operation: str) -> None:
+    """Raises UsageError for a checkpoint that is in the trash or gone: a promise about it could not be kept."""
+    if checkpoint.state is CheckpointState.TRASHED:
+        raise UsageError(operation, "it is in the trash", path=checkpoint.path,
+                         hint=f"bring it back, which pins it: ckptwatch restore {checkpoint.path}")
+    if checkpoint.state not in checkpoints.LIVING:
+        raise UsageError(operation, f"it is no longer there ({checkpoint.state})", path=checkpoint.path,
+                         hint="`ckptwatch plan` lists what is")
 
 
 def find_run(conn: Connection, name: str) -> Run:

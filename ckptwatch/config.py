@@ -45,33 +45,46 @@ def load_config(path: Path) -> Settings:
         raise ConfigError(path, ["the file must be a mapping that begins with `watch:`"])
     problems = list(_repeated(node, set()))
     config, unusable = _validated(raw)
-    problems += [f"{_where(place, node)}{text}" for place, text in _told_once(unusable, raw)]
+    wrong = list(_told_once(unusable, raw))
     if config is not None:
-        problems += [f"{_where(place, node)}{text}" for place, text in contradictions(config, path.absolute().parent)]
+        # A section that lost a wrong value would be told to lack it, which it does not.
+        lossy = {place[:2] for place, text in wrong if not text.startswith("unknown key")}
+        wrong += [(place, text) for place, text in contradictions(config, path.absolute().parent) if place[:2] not in lossy]
+    problems += [f"{_where(place, node)}{text}" for place, text in wrong]
     if config is None or problems:
-        raise ConfigError(path, problems)
+        raise ConfigError(path, sorted(problems, key=_line_of))
     return _settings(config, path.absolute().parent)
 
 
+def _line_of(problem: str) -> int:
+    number = problem.removeprefix("line ").split(",")[0].split(":")[0]
+    return int(number) if number.isdigit() else 0
+
+
 def _validated(raw: dict[Any, Any]) -> tuple[Config | None, list[Any]]:
-    """The configuration, if it can be had without its unknown keys, and everything that is wrong with it by itself."""
+    """The configuration, if it can be had without what is wrong in it by itself, and everything that is."""
     try:
         return Config.model_validate(raw), []
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-    if any(e["type"] != "extra_forbidden" for e in problems):
-        return None, problems
-    raw = copy.deepcopy(raw)
-    for e in problems:  # unknown keys must not hide what the known ones contradict
-        *parents, key = e["loc"]
-        section: Any = raw
-        for part in parents:
-            section = section[part] if isinstance(section, list) or part in section else section
-        section.pop(key, None)
+    rest = copy.deepcopy(raw)
+    for place, parent in sorted(((_place_in(raw, e)) for e in problems), key=lambda p: len(p[0]), reverse=True):
+        _take_out(rest, place if parent is None else parent)
     try:
-        return Config.model_validate(raw), problems
+        return Config.model_validate(rest), problems
     except ValidationError:
         return None, problems
+
+
+def _take_out(section: Any, place: Place) -> None:
+    """Remove a key, so that what is wrong with it does not hide what the others contradict. List items stay."""
+    *parents, key = place or ("",)
+    for part in parents:
+        if not ((isinstance(section, dict) and part in section) or (isinstance(section, list) and isinstance(part, int))):
+            return
+        section = section[part]
+    if isinstance(section, dict):
+        section.pop(key, None)
 
 
 def settings_for_roots(roots: list[Path], state_dir: Path | None = None) -> Settings:

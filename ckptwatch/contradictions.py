@@ -22,6 +22,8 @@ def contradictions(config: Config, base: Path) -> Iterator[tuple[Place, str]]:
             if root.is_relative_to(other) or other.is_relative_to(root):
                 yield ("watch", i, "root"), f"{root} and {other} contain one another: watch the outer one alone"
         seen.add(root)
+        if config.state_dir and Path(os.path.normpath(base / config.state_dir)).is_relative_to(root):
+            yield ("state_dir",), f"it lies below the watched root {root}, among what trainers write: put it elsewhere"
     for name, recipe in config.recipes.items():
         for key, problem in _recipe_contradictions(recipe):
             yield ("recipes", name, *key), problem

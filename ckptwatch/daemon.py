@@ -98,7 +98,7 @@ class Daemon:
             self._close(self._stop.why if self._stop else "ended by an error")
 
     def run_once(self) -> int:
-        """Process what is there, then stop. Returns how many evaluations failed."""
+        """Process what is there, then stop. Returns how many evaluations failed and how many roots have a problem."""
         self._open()
         try:
             self._scan.update(self._intakes)
@@ -111,7 +111,8 @@ class Daemon:
             if self._stop is None:
                 self._keeping.end_silent_runs(now=time.time(), at_once=True)
             with self._db.read() as conn:
-                return len(evaluations.in_state(conn, EvaluationState.FAILED))
+                failed = len(evaluations.in_state(conn, EvaluationState.FAILED))
+            return failed + sum(bool(intake.problem) for intake in self._intakes.values())
         finally:
             self._close("processed once")
 
@@ -186,6 +187,8 @@ class Daemon:
         """Until the next thing falls due, at most a pulse."""
         if self._trouble:
             return PULSE  # what is due could not be done; do not try again at once
+        if self._dirty:
+            return 0.0
         now, mono = time.time(), time.monotonic()
         due = [d - now for i in self._intakes.values() if (d := i.recheck_at) is not None]
         due += [d - mono for d in self._hints.values()]
@@ -246,6 +249,7 @@ class Daemon:
             self._keeping.end_silent_runs(now=now)
         while self._dirty and self._stop is None:
             self._process(self._dirty.pop(), now)
+        self._dirty |= self._keeping.more()
         self._evaluation.enforce_limits(mono=mono)
         self._evaluation.dispatch(now=now, mono=mono)
         if mono - self._last_beat >= HEARTBEAT:
@@ -286,6 +290,8 @@ class Daemon:
                 return bool(self._evaluation.pool.workers)
         for root, intake in self._intakes.items():
             quiet = intake.rule.quiet
+            if intake.writing and not deadline:
+                log.info("waiting for %d files to settle: each must be unchanged for %g s", len(intake.writing), quiet)
             for path in intake.writing:
                 if time.monotonic() < deadline.setdefault(path, time.monotonic() + 4 * quiet + 5):
                     return True
@@ -356,7 +362,7 @@ class Daemon:
 
 
 def run_commands(settings: Settings, content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Carry out one request without a daemon: take the lock, do it, bring the runs concerned in order.
+    """Carry out one request without a daemon: take the lock and do it; after an approval, bring the run in order.
 
     Raises StateError if a daemon holds the lock, CkptwatchError if the request cannot be followed.
     """
@@ -370,8 +376,10 @@ def run_commands(settings: Settings, content: Mapping[str, Any]) -> Mapping[str,
             intake.check(now=now)
             keeping.recover(root, now=now)
         reply = Commands(db, settings, keeping, intakes, dirty.add).handle(content, now=now)
-        for run_id in dirty:
-            keeping.process(run_id, now=now)
+        # Only an approval asks for removals. Somebody who pins must not set off a plan that no daemon was started for.
+        for run_id in dirty if content.get("command") == "approve" else ():
+            while keeping.process(run_id, now=now) and keeping.more():
+                pass
         keeping.close()
         return reply
     finally:

@@ -152,6 +152,7 @@ class Facts:
     metrics: Mapping[str, float] = field(default_factory=dict)  # logged by the trainer
     variants: tuple[str, ...] = ()
     fingerprint: str = ""
+    content_digest: bool = False  # does an equal fingerprint mean equal content?
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from ckptwatch.apply.places import run_dir
 from ckptwatch.core.aliasing import plan_aliases
 from ckptwatch.core.composite import composite_score
 from ckptwatch.core.dispatch import due
+from ckptwatch.core.logged import choose_metric
 from ckptwatch.core.metrics import COMPOSITE, METRICS
 from ckptwatch.core.ranking import best_ranks, rank
 from ckptwatch.core.retention import plan_retention
@@ -42,8 +43,7 @@ from ckptwatch.store.heartbeat import RecipeStand, recipe_stands
 TRACKERS = ("latest", "last_checkpoint", "checkpoint", "latest_checkpointed_iteration.txt")
 TRACKER_LIMIT = 4096  # bytes; a tracker file names a file, anything larger is something else
 
-# Numbered by these when asking which n-th checkpoint one is: replaced ones are the same save twice.
-_COUNTED = (CheckpointState.COMPLETE, CheckpointState.TRASHED, CheckpointState.PURGED, CheckpointState.GONE)
+_COPIES = (Role.BEST, Role.LAST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,8 @@ def _assess(
     done: tuple[Evaluation, ...], now: float,
 ) -> Assessment:
     living = tuple(c for c in known if c.state in checkpoints.LIVING)
+    if rule == RunRule():  # nothing is configured for this run: show what its trainer logged
+        rule = evolve(rule, rank=choose_metric(living))
     whole = tuple(c for c in living if c.state is CheckpointState.COMPLETE)
     digest = stand.digest if stand else None
     wanted, skipped = _wanted(known, rule, recipe)
@@ -126,8 +128,11 @@ def _wanted(known: tuple[Checkpoint, ...], rule: RunRule, recipe: Recipe | None)
     skipped: dict[int, str] = {}
     if rule.evaluate is None or recipe is None:
         return (), skipped
-    counted = [c for c in known if c.state in _COUNTED]
-    for position, checkpoint in enumerate(counted, start=1):
+    counted = [c for c in known if c.state is not CheckpointState.REPLACED]
+    # The trainer's own best and last move about and would shift the positions of all the others.
+    positions = {c.id: n for n, c in enumerate((c for c in counted if c.role not in _COPIES), start=1)}
+    for checkpoint in counted:
+        position = positions.get(checkpoint.id, 0 if positions else rule.evaluate.every)
         is_due, reason = due(position, rule=rule.evaluate, role=checkpoint.role)
         if not is_due:
             skipped[checkpoint.id] = reason
@@ -149,6 +154,10 @@ def _contenders(
     variants: dict[int, list[str]] = {}
     for item in wanted:
         variants.setdefault(item.checkpoint_id, []).append(item.variant)
+    # What has been measured keeps its rank, whatever is asked for now: `every` or `variants` may have changed since.
+    for e in done:
+        if e.state is EvaluationState.DONE and e.digest == digest and e.variant not in variants.get(e.checkpoint_id, ()):
+            variants.setdefault(e.checkpoint_id, []).append(e.variant)
     return tuple(
         _contender(c, variant, found.get((c.id, variant)), recipe, digest, skipped.get(c.id, ""))
         for c in living for variant in variants.get(c.id) or [""]
@@ -209,13 +218,16 @@ def _facts(
                 if e.digest == digest and e.state in (EvaluationState.DONE, EvaluationState.FAILED)}
     running = {e.checkpoint_id for e in done if e.state is EvaluationState.RUNNING}
     pending = {d.checkpoint_id for d in wanted if (d.checkpoint_id, d.variant) not in finished}
+    pending |= {e.checkpoint_id for e in done if e.digest == digest and e.state is EvaluationState.PENDING}
+    asked = {e.checkpoint_id for e in done if e.digest == digest and e.state is not EvaluationState.ABANDONED}
     pointed: dict[Path, list[str]] = {}
     for alias in aliases:
         pointed.setdefault(alias.target, []).append(f"{alias.link.name} points here")
     named: dict[Path, list[str]] = {}
-    for directory in {c.path.parent for c in living} | {run.path}:
+    for directory in _directories(run, living):
         for path, words in _named_in(directory).items():
             named.setdefault(path, []).extend(words)
+    real = {directory: Path(os.path.realpath(directory)) for directory in {c.path.parent for c in living}}
     # What was there when the run was first seen is judged as a whole: score by score it would shrink to less than half
     # without ever being a plan that removes more than half.
     catalogue = {c.id for c in living if c.found_at <= run.created_at}
@@ -224,30 +236,38 @@ def _facts(
     for c in living:
         awaits = "evaluation running" if c.id in running else "evaluation pending" if c.id in pending else \
             "others found together with it are not evaluated yet" if catalogue_pending and c.id in catalogue else ""
-        protected = [*pointed.get(c.path, ()), *named.get(c.path, ())]
+        protected = [*pointed.get(c.path, ()), *named.get(real[c.path.parent] / c.path.name, ())]
         facts.append(RetentionFacts(
             checkpoint=c, rank=ranks.get(c.id), awaits=awaits, protected=tuple(protected),
             # One that the rule leaves out on purpose is not kept for want of a rank: the other rules decide.
             unranked="" if c.id in ranks else unranked.get(c.id, ""),
-            deliberately_unranked=c.id in skipped,
+            deliberately_unranked=c.id in skipped and c.id not in asked,
         ))
     return tuple(facts)
 
 
+def _directories(run: Run, living: tuple[Checkpoint, ...]) -> set[Path]:
+    """Where links and trackers are looked for: from the root down to each checkpoint."""
+    found = {run.root, run.path}
+    for directory in {c.path.parent for c in living}:
+        found |= {d for d in (directory, *directory.parents) if d.is_relative_to(run.root)}
+    return found
+
+
 def _named_in(directory: Path) -> dict[Path, list[str]]:
-    """Paths that the symbolic links and tracker files of a directory refer to: a trainer still needs those."""
+    """Real paths that the symbolic links and tracker files of a directory refer to: a trainer still needs those."""
     named: dict[Path, list[str]] = {}
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    target = Path(os.path.normpath(directory / Path(entry.path).readlink()))
-                    named.setdefault(target, []).append(f"{entry.name} links here")
+                    # Through every link on the way: people reach one directory by several names.
+                    named.setdefault(Path(os.path.realpath(entry.path)), []).append(f"{entry.name} links here")
                 elif entry.name in TRACKERS and entry.is_file() and entry.stat().st_size <= TRACKER_LIMIT:
                     words = Path(entry.path).read_text(errors="replace").split()
                     for word in {w.strip("\"',:") for w in words}:
-                        for path in {Path(os.path.normpath(directory / word)), directory / Path(word).name}:
-                            named.setdefault(path, []).append(f"named by {entry.name}")
-    except OSError:
+                        for path in {directory / word, directory / Path(word).name}:
+                            named.setdefault(Path(os.path.realpath(path)), []).append(f"named by {entry.name}")
+    except (OSError, ValueError):
         pass  # gone or unreadable: then nothing is removed from it either
     return named

@@ -41,9 +41,9 @@ def apply_aliases(aliases: tuple[Alias, ...], *, record_dir: Path) -> list[str]:
 
 def _check_free(link: Path) -> None:
     """A name that is not on our list may not be taken. Asked before it gets on the list, or it would be ours next time."""
-    if link.is_symlink():
-        raise AliasError("set alias", "a link that is not ours has this name", path=link,
-                         hint="choose another name under aliases:")
+    if os.path.lexists(link):
+        what = "a link that is not ours" if link.is_symlink() else "a file"
+        raise AliasError("set alias", f"{what} has this name", path=link, hint="choose another name under aliases:")
 
 
 def _set(link: Path, target: Path) -> bool:
@@ -53,16 +53,25 @@ def _set(link: Path, target: Path) -> bool:
         if link.is_symlink():
             if str(link.readlink()) == relative:
                 return False
-        elif link.exists():
-            raise AliasError("set alias", "a file has this name", path=link, hint="choose another name under aliases:")
-        temporary = link.with_name(f".{link.name}.ckptwatch-tmp")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(relative)
-        os.replace(temporary, link)
+            temporary = link.with_name(f".{link.name}.ckptwatch-tmp")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(relative)
+            os.replace(temporary, link)
+        else:
+            _take(link, relative)
         sync_directory(link.parent)
     except OSError as error:
         raise AliasError("set alias", error.strerror or str(error), path=link) from error
     return True
+
+
+def _take(link: Path, relative: str) -> None:
+    """A new name is taken only if it is free at that very moment. Raises AliasError if it is not."""
+    try:
+        link.symlink_to(relative)
+    except FileExistsError as error:
+        raise AliasError("set alias", "a file has this name", path=link,
+                         hint="choose another name under aliases:") from error
 
 
 def _ours(record_dir: Path) -> set[Path]:

@@ -18,6 +18,7 @@ from ckptwatch.errors import RemovalRefused
 from ckptwatch.model import Checkpoint, CheckpointEvent, CheckpointState, Identity, Removal, RemovalState
 from ckptwatch.store import checkpoints, events, removals
 from ckptwatch.store.database import Database
+from ckptwatch.watch.scanner import signed64
 from ckptwatch.watch.writers import has_holder
 
 log = logging.getLogger(__name__)
@@ -233,7 +234,7 @@ def _difference(judged: Identity, path: Path) -> str:
         info = path.lstat()
     except OSError as error:
         return error.strerror or str(error)
-    found = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+    found = (signed64(info.st_dev), signed64(info.st_ino), info.st_size, signed64(info.st_mtime_ns))
     if found == (judged.device, judged.inode, judged.size, judged.mtime_ns):
         return ""
     return "it was rewritten since it was judged"

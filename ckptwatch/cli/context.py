@@ -50,6 +50,29 @@ def _found(config: Path | None) -> Path | None:
     return found
 
 
+def path_meant(target: str, config: Path | None) -> Path:
+    """The file a person means: a path as it stands, or RUN@STEP of the configuration's runs.
+
+    Raises UsageError if RUN@STEP names nothing known.
+    """
+    from ckptwatch.errors import UsageError
+
+    path = Path(target)
+    if path.exists() or path.is_symlink() or "@" not in target:
+        return path
+    from ckptwatch.commands import find_checkpoint
+    from ckptwatch.store.database import open_reading
+
+    db = open_reading(outline_of(config).state_dir)
+    if db is None:
+        raise UsageError("find checkpoint", "nothing is recorded yet", path=target, hint="give its path")
+    try:
+        with db.read() as conn:
+            return find_checkpoint(conn, target).path
+    finally:
+        db.close()
+
+
 def act(config: Path | None, command: str, **arguments: Any) -> "Mapping[str, Any]":
     """Have a command carried out: by the running daemon, or by ourselves under its lock."""
     from ckptwatch import control

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptwatch.cli.console import console, emit_json
-from ckptwatch.cli.context import AsciiOption, ConfigOption, JsonOption, settings_of
+from ckptwatch.cli.context import AsciiOption, ConfigOption, JsonOption, path_meant, settings_of
 
 if TYPE_CHECKING:
     from ckptwatch.model import Recipe
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="A checkpoint.")], config: ConfigOption = None,
+    path: Annotated[str, typer.Argument(help="A checkpoint: its path, an alias, or RUN@STEP.")], config: ConfigOption = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe of the configuration; default: the one of the "
                                                "checkpoint's run.")] = None,
     variant: Annotated[str | None, typer.Option("--variant", help="Weight set, such as model_ema.")] = None,
@@ -26,19 +26,21 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint now. Nothing is recorded; the daemon's own scores stay as they are."""
     from ckptwatch.foreground import evaluate_now
+    from ckptwatch.planning import with_composite
 
     settings = settings_of(config)
-    checkpoint = _existing(path)
+    checkpoint = _existing(path_meant(path, config))
     rule_recipe, origin = _recipe(settings, checkpoint, recipe)
     chosen, origins = _with_overrides(rule_recipe, origin, max_samples)
     variant, variant_origin = _variant(settings, checkpoint, variant)
     origins["variant"] = (variant or "(whole checkpoint)", variant_origin)
     result = evaluate_now(settings, checkpoint, chosen, variant=variant, device=device, keep=out,
                           screen=console(ascii_only=ascii_only, stderr=True))
+    scores = with_composite({s.metric: s for s in result.scores}, chosen)
     document = {
         "version": 1, "path": str(checkpoint), "recipe": chosen.name, "variant": variant, "seconds": result.seconds,
         "scores": {s.metric: {"value": s.value, "low": s.low, "high": s.high, "n": s.n, "definition": s.definition}
-                   for s in result.scores},
+                   for s in scores.values()},
         "warnings": list(result.warnings),
     }
     if explain:
@@ -50,7 +52,7 @@ def evaluate(
     if explain:
         for name, (value, source) in origins.items():
             screen.print(f"{name:<12} {value}  (from {source})", soft_wrap=True)
-    for score in result.scores:
+    for score in scores.values():
         error = f" ±{(score.high - score.low) / 2:.2g}" if score.low is not None and score.high is not None else ""
         screen.print(f"{score.metric:<18} {score.value:.5g}{error}  n={score.n}  {score.definition}", no_wrap=True)
     for warning in result.warnings:
@@ -66,6 +68,12 @@ def _existing(path: Path) -> Path:
         raise UsageError("evaluate", cause, path=path, hint="give a checkpoint; `ckptwatch rank RUN` lists a run's")
     if path.is_dir():
         raise UsageError("evaluate", "a directory, not a checkpoint", path=path, hint="name one of the checkpoints in it")
+    from ckptwatch.formats.base import format_of, formats
+    from ckptwatch.watch.scanner import entry_of
+
+    if format_of(entry_of(path.resolve())) is None:
+        raise UsageError("evaluate", "no known checkpoint format claims it", path=path,
+                         hint=f"known formats: {', '.join(f.name for f in formats())}")
     return path.resolve()
 
 

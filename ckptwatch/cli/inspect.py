@@ -1,16 +1,16 @@
 """inspect: what a path holds, and how we know."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ckptwatch.cli.console import console, emit_json
-from ckptwatch.cli.context import AsciiOption, JsonOption
+from ckptwatch.cli.context import AsciiOption, ConfigOption, JsonOption, path_meant
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint.")], json: JsonOption = False, ascii_only: AsciiOption = False,
+    path: Annotated[str, typer.Argument(help="A checkpoint: its path, an alias, or RUN@STEP.")],
+    config: ConfigOption = None, json: JsonOption = False, ascii_only: AsciiOption = False,
 ) -> None:
     """Show format, completeness with evidence, step, epoch, logged metrics, variants, size and identity."""
     from ckptwatch.core.amounts import format_bytes
@@ -19,14 +19,15 @@ def inspect(
     from ckptwatch.watch.scanner import entry_of
 
     try:
-        entry = entry_of(path.resolve(strict=True))
+        entry = entry_of(path_meant(path, config).resolve(strict=True))
         format_ = format_of(entry)
         if format_ is None:
             names = ", ".join(f.name for f in formats())
             raise UsageError("inspect", "no known checkpoint format claims it", path=path, hint=f"known formats: {names}")
         facts = examine(entry.path, format_)
     except OSError as error:
-        raise CkptwatchError("inspect", error.strerror or str(error), path=path) from error
+        raise CkptwatchError("inspect", error.strerror or str(error), path=path,
+                             hint="give a file that can be read, or RUN@STEP") from error
     identity = {"device": entry.device, "inode": entry.inode, "size": entry.size, "mtime_ns": entry.mtime_ns,
                 "fingerprint": facts.fingerprint}
     if json:

@@ -26,6 +26,9 @@ def run(
 
     if roots and config is not None:
         raise UsageError("run", "both roots and a configuration are given", hint="name the roots under watch: in the file")
+    for root in roots or ():
+        if not root.is_dir():
+            raise UsageError("watch", "no such directory" if not root.exists() else "not a directory", path=root)
     settings = settings_for_roots(roots) if roots else _configured(config)
     logging.basicConfig(
         stream=sys.stderr, level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -192,7 +192,10 @@ def _all_in_full(s: "Status", shown: "list[RunOverview]", settings: "Callable[[]
         return
     for r in shown:
         assert known is not None
-        _in_full(s, r, known, out)
+        if any(r.counts.get(state) for state in ("complete", "incomplete", "trashed")):
+            _in_full(s, r, known, out)
+        else:
+            _line(out, f"\n{r.name} · no checkpoints left")
 
 
 # ---- one run in full ------------------------------------------------------------------------------------------------

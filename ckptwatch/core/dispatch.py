@@ -52,12 +52,15 @@ def choose(waiting: Sequence[Waiting], *, free: int, now: float) -> tuple[int, .
 
 
 def due(position: int, *, rule: EvaluateRule, role: Role) -> tuple[bool, str]:
-    """Is the checkpoint at this 1-based position of its run to be evaluated, and if not, why."""
+    """Is the checkpoint at this 1-based position of its run to be evaluated, and if not, why.
+
+    Position 0 is that of the trainer's own copies, its best and last: they are evaluated only where every one is.
+    """
     if role is Role.FINAL:
         return (True, "") if rule.final else (False, "final checkpoints are not evaluated (final: false)")
     if rule.every < 1:
         return False, f"evaluation is off (every: {rule.every})"
-    if position % rule.every == 0:
+    if rule.every == 1 or (position > 0 and position % rule.every == 0):
         return True, ""
     return False, f"every {_ordinal(rule.every)} checkpoint is evaluated"
 

@@ -67,6 +67,10 @@ def _survey(ordered: Sequence[RetentionFacts], rules: KeepRules, ranking_wanted:
     own = [c for c in complete if c.role in (Role.REGULAR, Role.FINAL)] or complete
     last = own[-rules.last :] if rules.last is not None and rules.last > 0 else []
     newest = [c for c in own if c.order == own[-1].order]
+    # One file with a lower step is not yet a run that started over: until there are two, what was newest before stays.
+    current = [c for c in own if own and c.generation == own[-1].generation]
+    before = [c for c in own if c.generation < own[-1].generation] if len(current) < 2 else []
+    newest += [c for c in before if c.order == before[-1].order]
     return _Run(
         rules=rules, ranking_wanted=ranking_wanted or rules.best not in (None, 0, -1),
         ranked=sum(f.rank is not None for f in ordered), last=frozenset(c.id for c in last),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckptwatch import control
 from ckptwatch.errors import CkptwatchError, UsageError
 
 if TYPE_CHECKING:
@@ -126,6 +127,9 @@ def prepare(directory: Path, *, pretrained: bool, screen: "Console") -> Stage:
     if any(directory.iterdir()) and not (directory / MARKER).exists():
         raise UsageError("use as demo directory", "it is not empty, and not from an earlier demo", path=directory,
                          hint="name a new directory with --dir")
+    if (directory / "state").is_dir() and control.request(directory / "state", "live", patience=5.0):
+        raise UsageError("use as demo directory", "a demo is running in it", path=directory,
+                         hint="wait for its end, or name another directory with --dir")
     (directory / MARKER).touch()
     for leftover in ("runs", "state"):
         shutil.rmtree(directory / leftover, ignore_errors=True)

@@ -66,6 +66,7 @@ def _facts(archive: zipfile.ZipFile, size: int) -> Facts:
         return _incomplete(f"{evidence}; but data.pkl is broken: {error}")
     return Facts(
         format=TorchZip.name, complete=True, evidence=evidence, fingerprint=digest.hexdigest()[:16],
+        content_digest=True,
         step=_first_int(content, STEP_KEYS), epoch=_first_int(content, EPOCH_KEYS),
         metrics=_metrics(content), variants=_variants(content),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ckptwatch.core.dispatch import Waiting, backoff, choose
 from ckptwatch.errors import StateError
-from ckptwatch.model import Evaluation, EvaluationState, Failure, FailureKind, evolve
+from ckptwatch.model import EvaluationState, Failure, FailureKind, evolve
 from ckptwatch.recipes import ContentDigests, input_stamp, inspect_recipe
 from ckptwatch.settings import Settings
 from ckptwatch.store import checkpoints, evaluations, events, heartbeat, runs
@@ -149,9 +149,15 @@ class EvaluationStage:
             return None
         evaluation_id = _evaluation_id(worker.job)
         self.pool.release(worker, mono)
-        if isinstance(document, Failed):
-            return self._failed(evaluation_id, document.failure, now)
-        return self._succeeded(evaluation_id, document, now)
+        try:
+            if isinstance(document, Failed):
+                return self._failed(evaluation_id, document.failure, now)
+            return self._succeeded(evaluation_id, document, now)
+        except (ValueError, OverflowError, TypeError) as error:
+            # What a worker says is foreign data: it may cost its own attempt, never the daemon.
+            log.exception("a worker's report cannot be recorded")
+            words = f"its report cannot be recorded: {type(error).__name__}"
+            return self._failed(evaluation_id, Failure(kind=FailureKind.INTERNAL, message=words), now)
 
     def _succeeded(self, evaluation_id: int, result: Result, now: float) -> int | None:
         with self._db.write() as conn:
@@ -221,9 +227,6 @@ class EvaluationStage:
             for worker in self.pool.workers:
                 if worker.job is not None:
                     evaluations.requeue(conn, _evaluation_id(worker.job), now=now)
-
-    def discard_work(self, evaluation: Evaluation) -> None:
-        shutil.rmtree(self._settings.state_dir / "work" / str(evaluation.id), ignore_errors=True)
 
 
 def _known(count: int | None) -> int:

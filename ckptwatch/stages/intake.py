@@ -8,7 +8,7 @@ from ckptwatch.core.generations import next_generation
 from ckptwatch.core.naming import parse_name, run_name
 from ckptwatch.errors import RootError
 from ckptwatch.formats.base import formats
-from ckptwatch.model import CheckpointEvent, CheckpointState, Identity, Run
+from ckptwatch.model import Checkpoint, CheckpointEvent, CheckpointState, Identity, Run
 from ckptwatch.settings import RootRule
 from ckptwatch.store import checkpoints, evaluations, events, roots, runs
 from ckptwatch.store.database import Connection, Database
@@ -144,11 +144,21 @@ class Intake:
         findings = sorted(findings, key=_in_step_order)
         with self._db.write() as conn:
             for finding in findings:
-                run_id = self._vanished(conn, finding, now) if isinstance(finding, Vanished) else \
-                    self._found(conn, finding, begun, now)
+                run_id = self._record_one(conn, finding, begun, now)
                 if run_id is not None:
                     changed.add(run_id)
         return changed
+
+    def _record_one(self, conn: Connection, finding: Finding, begun: set[int], now: float) -> int | None:
+        """One that cannot be recorded must not keep the others, or the daemon, from going on."""
+        try:
+            with conn.begin_nested():
+                if isinstance(finding, Vanished):
+                    return self._vanished(conn, finding, now)
+                return self._found(conn, finding, begun, now)
+        except (ValueError, OverflowError) as error:
+            log.error("cannot record %r: %s; it is left alone", str(finding.path), error)
+            return None
 
     def _vanished(self, conn: Connection, finding: Vanished, now: float) -> int | None:
         before = checkpoints.living(conn, finding.path)
@@ -166,6 +176,11 @@ class Intake:
         if before is not None:
             if before.identity == found.identity and before.state is CheckpointState.COMPLETE:
                 return None
+            if before.state is CheckpointState.COMPLETE and _same_content(before.identity, found):
+                # Touched, or copied over itself: its scores, pin and place in the run stand.
+                checkpoints.reidentify(conn, before.id, found.identity)
+                self._tell(conn, runs.run(conn, before.run_id), "touched", found, "same content, other file time", now)
+                return before.run_id
             checkpoints.move(conn, before.id, CheckpointEvent.REWRITTEN)
             evaluations.abandon(conn, before.id, now=now)
         elif (back := checkpoints.departed(conn, found.path, found.identity)) and found.facts.complete:
@@ -173,9 +188,9 @@ class Intake:
             evaluations.revive(conn, back.id, now=now)
             self._tell(conn, runs.run(conn, back.run_id), "returned", found, "the same file is back", now)
             return back.run_id
-        return self._new(conn, found, begun, rewritten=before is not None, now=now)
+        return self._new(conn, found, begun, before=before, now=now)
 
-    def _new(self, conn: Connection, found: Found, begun: set[int], *, rewritten: bool, now: float) -> int:
+    def _new(self, conn: Connection, found: Found, begun: set[int], *, before: Checkpoint | None, now: float) -> int:
         relative = PurePosixPath(found.path.parent.relative_to(self.rule.root).as_posix())
         name = run_name(relative)
         run, is_new = runs.run_named(conn, self.rule.root, name, path=self.rule.root / name, now=now)
@@ -185,9 +200,11 @@ class Intake:
         checkpoint = checkpoints.record(
             conn, run_id=run.id, path=found.path, identity=found.identity, facts=found.facts,
             role=parse_name(found.path.name).role, generation=generation, now=now)
+        if before is not None and before.pinned_by is not None:  # a person meant the name; its content may be new
+            checkpoints.pin(conn, checkpoint.id, before.pinned_by)
         if found.facts.complete:
             runs.new_checkpoint(conn, run.id, now=now)
-            self._tell(conn, run, "rewritten" if rewritten else "found", found, checkpoint.evidence, now)
+            self._tell(conn, run, "rewritten" if before is not None else "found", found, checkpoint.evidence, now)
         else:
             self._tell(conn, run, "incomplete", found, checkpoint.evidence, now)
         return run.id
@@ -208,6 +225,11 @@ class Intake:
         level = logging.INFO if found.facts.complete else logging.WARNING
         log.log(level, "%s: %s %s (%s)", run.name, kind, found.path.name, message)
 
+
+
+def _same_content(judged: Identity, found: Found) -> bool:
+    return (found.facts.complete and found.facts.content_digest and found.identity.size == judged.size
+            and found.identity.fingerprint == judged.fingerprint)
 
 
 def _in_step_order(finding: Finding) -> tuple[int, int, str]:

@@ -9,7 +9,7 @@ from ckptwatch.apply.places import run_dir
 from ckptwatch.apply.pruner import Pruner
 from ckptwatch.core.naming import suffix_of
 from ckptwatch.errors import RemovalRefused
-from ckptwatch.model import Checkpoint, CheckpointState, Contender, Decision, Evaluation, Place, RemovalState, Run
+from ckptwatch.model import Action, Checkpoint, CheckpointState, Contender, Decision, Evaluation, Place, RemovalState, Run
 from ckptwatch.planning import Assessment, assess, with_composite
 from ckptwatch.publish.samples import publish_samples, samples_directory, write_overview
 from ckptwatch.publish.scalars import Scalars, points_of
@@ -21,6 +21,8 @@ from ckptwatch.store import checkpoints, evaluations, events, removals, runs
 from ckptwatch.store.database import Database
 
 log = logging.getLogger(__name__)
+
+AT_A_TIME = 50  # removals of one run before the daemon listens again; each takes about 10 ms of syncing
 
 
 class KeepingStage:
@@ -37,6 +39,7 @@ class KeepingStage:
         self._told: dict[int, object] = {}     # run → what the log last said of its best
         self._refused: dict[int, str] = {}     # checkpoint → why it could not be removed, said once
         self._alias_problems: dict[int, str] = {}
+        self._more: set[int] = set()           # runs with removals left for the next turn
         self._unfinished: set[int] = set()     # runs with a removal that was refused
 
     @property
@@ -106,8 +109,11 @@ class KeepingStage:
     def _prune(self, a: Assessment, intake: Intake, now: float) -> None:
         if a.plan.held:
             return
-        for decision in a.plan.removals:
+        removals = a.plan.removals
+        for decision in removals[:AT_A_TIME]:
             self._remove(decision, a, intake, now)
+        if len(removals) > AT_A_TIME:
+            self._more.add(a.run.id)
 
     def _remove(self, decision: Decision, a: Assessment, intake: Intake, now: float) -> None:
         checkpoint = decision.checkpoint
@@ -132,12 +138,15 @@ class KeepingStage:
         if a.rule.keep is None:
             raise refuse("its run has no keep rule")
         # At least one other whole checkpoint must be there, on disk, unchanged, at this moment.
-        staying = [d.checkpoint for d in a.plan.decisions if d.checkpoint.id != checkpoint.id
-                   and d not in a.plan.removals and _whole_on_disk(d.checkpoint)]
-        if not staying:
+        if not any(d.action is Action.KEEP and _whole_on_disk(d.checkpoint) for d in a.plan.decisions):
             raise refuse("it is the only checkpoint left of its run")
         if any(alias.target == checkpoint.path for alias in a.aliases):
             raise refuse("an alias points to it")
+
+    def more(self) -> set[int]:
+        """Runs whose plan was carried out only in part, so that messages get their turn in between."""
+        more, self._more = self._more, set()
+        return more
 
     def time_dependent(self) -> set[int]:
         """Runs to look at again although nothing happened: what was refused may go now, what was young is old."""
@@ -191,7 +200,7 @@ class KeepingStage:
         contender = _contender(a, evaluation)
         target = None
         if contender is not None and self._settings.publish.samples and evaluation.samples and evaluation.samples.is_dir():
-            stem = contender.path.name.removesuffix(suffix_of(contender.path.name))
+            stem = contender.path.name.removesuffix(suffix_of(contender.path.name)) or contender.path.name
             target = samples_directory(directory, stem, contender.variant)
             publish_samples(evaluation.samples, target)
         with self._db.write() as conn:

@@ -112,6 +112,11 @@ def _meant(found: list[Checkpoint], in_trash: bool) -> Checkpoint | None:
     return min(found, key=lambda c: rank.get(c.state, len(first)), default=None)
 
 
+def reidentify(conn: Connection, checkpoint_id: int, identity: Identity) -> None:
+    """The same content under another inode or file time."""
+    conn.execute(update(checkpoints).where(checkpoints.c.id == checkpoint_id).values(**identity.__dict__))
+
+
 def pin(conn: Connection, checkpoint_id: int, by: str | None) -> None:
     """`by` says who and why; None takes the pin away."""
     conn.execute(update(checkpoints).where(checkpoints.c.id == checkpoint_id).values(pinned_by=by))

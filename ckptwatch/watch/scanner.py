@@ -103,8 +103,13 @@ def _excluded(path: str, root: Path, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(relative, p) or fnmatchcase(relative, f"{p}/*") for p in patterns)
 
 
+def signed64(number: int) -> int:
+    """The number as SQLite holds it. Inodes of overlay and FUSE mounts, and times after 2262, need the 64th bit."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
 def _entry(path: Path, info: os.stat_result) -> Entry:
     return Entry(
-        path=path, is_dir=stat.S_ISDIR(info.st_mode), device=info.st_dev, inode=info.st_ino, size=info.st_size,
-        mtime_ns=info.st_mtime_ns, ctime_ns=info.st_ctime_ns, links=info.st_nlink,
+        path=path, is_dir=stat.S_ISDIR(info.st_mode), device=signed64(info.st_dev), inode=signed64(info.st_ino),
+        size=info.st_size, mtime_ns=signed64(info.st_mtime_ns), ctime_ns=info.st_ctime_ns, links=info.st_nlink,
     )

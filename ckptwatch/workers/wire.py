@@ -96,13 +96,22 @@ def decode(line: bytes) -> Document:
     if len(line) > LONGEST_LINE:
         raise WireError(f"line of {len(line)} bytes")
     try:
-        raw = json.loads(line)
+        raw = _storable(json.loads(line))
         cls = _TYPES[raw.pop("type")]
         known = {f.name for f in fields(cls)}
         document = cls(**{k: _READERS.get((cls, k), _same)(v) for k, v in raw.items() if k in known})
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WireError(f"not a document: {line[:120]!r} ({error})") from error
     return document
+
+
+def _storable(value: Any) -> Any:
+    """Every text as UTF-8 can hold it: Python shows undecodable file names as lone surrogates, SQLite refuses those."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_storable(k): _storable(v) for k, v in value.items()}
+    return [_storable(v) for v in value] if isinstance(value, list) else value
 
 
 def recipe_from_plain(raw: Mapping[str, Any]) -> Recipe:

@@ -328,6 +328,8 @@ def test_a_pin_keeps_and_unpin_lets_go(trained):
     assert kept(trained) == ["a/0100.pt", "a/0200.pt", "a/0500.pt"]
     assert "pinned by alice: for the paper" in reasons(trained)[0]["0100.pt"]
     do(trained, "unpin", str(trained.root / "a/0100.pt"))
+    assert kept(trained) == ["a/0100.pt", "a/0200.pt", "a/0500.pt"], "only the daemon, or an approval, carries out a plan"
+    trained.once()
     assert kept(trained) == ["a/0200.pt", "a/0500.pt"]
     with pytest.raises(UsageError, match="not pinned"):
         do(trained, "unpin", "a@200")
