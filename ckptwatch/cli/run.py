@@ -3,11 +3,14 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckptwatch.cli.context import ConfigOption
+
+if TYPE_CHECKING:
+    from ckptwatch.settings import Settings
 
 
 def run(
@@ -43,7 +46,7 @@ def run(
         raise typer.Exit(3)
 
 
-def _configured(config: Path | None):  # type: ignore[no-untyped-def]
+def _configured(config: Path | None) -> "Settings":
     from ckptwatch.cli.context import settings_of
     from ckptwatch.errors import UsageError
 

@@ -1,6 +1,7 @@
 """trash: what waits there, until when; or empty it now."""
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,7 +50,7 @@ def trash(
     out.print(f"bring one back:  ckptwatch restore {name}", no_wrap=True)
 
 
-def _purge(config: object, yes: bool, json: bool) -> None:
+def _purge(config: Path | None, yes: bool, json: bool) -> None:
     import sys
 
     from ckptwatch.core.amounts import format_bytes
@@ -59,7 +60,7 @@ def _purge(config: object, yes: bool, json: bool) -> None:
         if not sys.stdin.isatty():
             raise UsageError("purge the trash", "not confirmed", hint="add --yes; what is purged cannot be brought back")
         typer.confirm("Remove everything in the trash for good?", abort=True)
-    reply = act(config, "purge")  # type: ignore[arg-type]
+    reply = act(config, "purge")
     if json:
         emit_json(dict(reply))
     else:

@@ -1,8 +1,9 @@
 """The removal journal. Every row is written and synced before the step on disk that it announces."""
 
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from ckptwatch.model import Removal, RemovalState
 from ckptwatch.store.tables import checkpoints, removals, runs
@@ -44,7 +45,7 @@ def of_checkpoint(conn: Connection, checkpoint_id: int) -> Removal | None:
     return None if row is None else _removal(row)
 
 
-def _joined():  # type: ignore[no-untyped-def]
+def _joined() -> Select[Any]:
     return (select(removals, runs.c.name.label("run"), checkpoints.c.step)
             .join(checkpoints, checkpoints.c.id == removals.c.checkpoint_id).join(runs, runs.c.id == checkpoints.c.run_id))
 
