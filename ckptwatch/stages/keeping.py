@@ -109,10 +109,14 @@ class KeepingStage:
     def _prune(self, a: Assessment, intake: Intake, now: float) -> None:
         if a.plan.held:
             return
-        removals = a.plan.removals
-        for decision in removals[:AT_A_TIME]:
+        # Those refused before come last, and they alone are no reason for another turn at once: it would end the same.
+        tried = {checkpoint_id: turn for turn, checkpoint_id in enumerate(self._refused)}  # longest ago first
+        removals = sorted(a.plan.removals, key=lambda d: tried.get(d.checkpoint.id, -1))
+        turn = removals[:AT_A_TIME]
+        news = any(d.checkpoint.id not in self._refused for d in turn)
+        for decision in turn:
             self._remove(decision, a, intake, now)
-        if len(removals) > AT_A_TIME:
+        if len(removals) > len(turn) and news:
             self._more.add(a.run.id)
 
     def _remove(self, decision: Decision, a: Assessment, intake: Intake, now: float) -> None:
@@ -124,6 +128,7 @@ class KeepingStage:
         except RemovalRefused as error:
             if self._refused.get(checkpoint.id) != error.cause:
                 log.warning("%s: %s", a.run.name, error)
+            self._refused.pop(checkpoint.id, None)
             self._refused[checkpoint.id] = error.cause
             self._unfinished.add(a.run.id)
             return

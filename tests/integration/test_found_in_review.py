@@ -162,6 +162,19 @@ def test_a_large_run_is_pruned_in_turns_and_wholly(project):
     assert on_disk(project) == ["0128.pt", "0129.pt", "0130.pt"]
 
 
+def test_many_refused_removals_neither_spin_nor_hold_up_the_others(project):
+    project.run_rule(evaluate=None, rank=None, keep={"last": 1}, approve_over=1.0)
+    first = save(project.root / "a" / "0001.pt", {})
+    for n in range(2, 131):
+        (project.root / "a" / f"{n:04d}.pt").write_bytes(first)
+    (project.base / "elsewhere").mkdir()
+    for n in range(1, 101):  # a second hard link forbids removal
+        os.link(project.root / "a" / f"{n:04d}.pt", project.base / "elsewhere" / f"{n:04d}.pt")
+    project.once()
+    project.once()
+    assert on_disk(project) == [f"{n:04d}.pt" for n in (*range(1, 101), 130)]
+
+
 def test_state_below_a_watched_root_is_refused(project):
     from ckptwatch.errors import ConfigError
 
