@@ -1,9 +1,9 @@
-"""All benchmarks, or those named: `python -m benchmarks [--quick] [queue_latency] [status_time]`."""
+"""All benchmarks, or those named: `python -m benchmarks [--quick] [NAME …]`."""
 
 import argparse
 import importlib
 
-NAMES = ("queue_latency", "status_time")
+NAMES = ("queue_latency", "status_time", "scan", "facts")
 
 
 def main() -> None:

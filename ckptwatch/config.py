@@ -3,6 +3,7 @@
 import copy
 import difflib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,7 @@ def _settings(config: Config, base: Path) -> Settings:
         state_dir=absolute(config.state_dir) if config.state_dir else default_state_dir(),
         roots=tuple(
             RootRule(root=absolute(w.root), quiet=w.quiet, scan_every=w.scan_every, trusted=w.trusted,
-                     exclude=tuple(w.exclude))
+                     exclude=tuple(w.exclude), names=tuple(re.compile(n, re.ASCII) for n in w.names))
             for w in config.watch
         ),
         workers=WorkerRule(devices=devices, **config.workers.model_dump(exclude={"devices"})),

@@ -152,7 +152,8 @@ class Facts:
     metrics: Mapping[str, float] = field(default_factory=dict)  # logged by the trainer
     variants: tuple[str, ...] = ()
     fingerprint: str = ""
-    content_digest: bool = False  # does an equal fingerprint mean equal content?
+    content_digest: bool = False  # does an equal fingerprint mean equal weights?
+    name_counts_saves: bool = False  # the number in the name is no step: Accelerate's `checkpoint_3` is the fourth save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,7 @@ class Checkpoint:
     id: int
     run_id: int
     path: Path
+    members: tuple[str, ...] = ()  # names of all entries, in the directory of `path`, of a set; (): `path` alone
     format: str
     state: CheckpointState
     evidence: str
@@ -174,6 +176,11 @@ class Checkpoint:
     variants: tuple[str, ...]
     found_at: float
     pinned_by: str | None = None  # who, and why: "alice: used in the paper"
+
+    @property
+    def entries(self) -> tuple[Path, ...]:
+        """Everything that is moved when it is: its files, or its directory."""
+        return tuple(self.path.with_name(name) for name in self.members) or (self.path,)
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -466,6 +473,14 @@ class Removal:
     bytes: int
     at: float
     purge_at: float
+    members: tuple[str, ...] = ()  # names beside `original` and `trash` that move together; (): those two alone
+
+    @property
+    def moves(self) -> tuple[tuple[Path, Path], ...]:
+        """(original, trash) of every entry; the one the checkpoint is called by comes first."""
+        others = (m for m in self.members if m != self.original.name)
+        return ((self.original, self.trash),
+                *((self.original.with_name(m), self.trash.with_name(m)) for m in others))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,13 +35,11 @@ from ckptwatch.model import (
     Score,
     evolve,
 )
+from ckptwatch.protection import alias_problem, protected
 from ckptwatch.settings import Settings
 from ckptwatch.store import checkpoints, evaluations
 from ckptwatch.store.database import Connection
 from ckptwatch.store.heartbeat import RecipeStand, recipe_stands
-
-TRACKERS = ("latest", "last_checkpoint", "checkpoint", "latest_checkpointed_iteration.txt")
-TRACKER_LIMIT = 4096  # bytes; a tracker file names a file, anything larger is something else
 
 _COPIES = (Role.BEST, Role.LAST)
 
@@ -65,6 +63,7 @@ class Assessment:
     ranking: Ranking | None
     plan: RetentionPlan
     aliases: tuple[Alias, ...]
+    alias_problem: str               # why they may not be set where the configuration wants them
     due: tuple[Due, ...]
     last: Checkpoint | None
     evaluations: tuple[Evaluation, ...]
@@ -112,8 +111,9 @@ def _assess(
                 if e.digest == digest and e.state is not EvaluationState.ABANDONED}
     missing = tuple(d for d in wanted if (d.checkpoint_id, d.variant) not in existing and d.checkpoint_id in
                     {c.id for c in whole})
-    return Assessment(run=run, rule=rule, recipe=recipe, stand=stand, checkpoints=by_id, contenders=contenders,
-                      ranking=ranking, plan=plan, aliases=aliases, due=missing, last=last, evaluations=done)
+    return Assessment(
+        run=run, rule=rule, recipe=recipe, stand=stand, checkpoints=by_id, contenders=contenders, ranking=ranking, plan=plan,
+        aliases=aliases, alias_problem=alias_problem(aliases, living), due=missing, last=last, evaluations=done)
 
 
 def _alias_dir(run: Run, rule: RunRule) -> Path:
@@ -223,11 +223,7 @@ def _facts(
     pointed: dict[Path, list[str]] = {}
     for alias in aliases:
         pointed.setdefault(alias.target, []).append(f"{alias.link.name} points here")
-    named: dict[Path, list[str]] = {}
-    for directory in _directories(run, living):
-        for path, words in _named_in(directory).items():
-            named.setdefault(path, []).extend(words)
-    real = {directory: Path(os.path.realpath(directory)) for directory in {c.path.parent for c in living}}
+    needed = protected(run, living)
     # What was there when the run was first seen is judged as a whole: score by score it would shrink to less than half
     # without ever being a plan that removes more than half.
     catalogue = {c.id for c in living if c.found_at <= run.created_at}
@@ -236,38 +232,11 @@ def _facts(
     for c in living:
         awaits = "evaluation running" if c.id in running else "evaluation pending" if c.id in pending else \
             "others found together with it are not evaluated yet" if catalogue_pending and c.id in catalogue else ""
-        protected = [*pointed.get(c.path, ()), *named.get(real[c.path.parent] / c.path.name, ())]
         facts.append(RetentionFacts(
-            checkpoint=c, rank=ranks.get(c.id), awaits=awaits, protected=tuple(protected),
+            checkpoint=c, rank=ranks.get(c.id), awaits=awaits,
+            protected=(*pointed.get(c.path, ()), *needed.get(c.id, ())),
             # One that the rule leaves out on purpose is not kept for want of a rank: the other rules decide.
             unranked="" if c.id in ranks else unranked.get(c.id, ""),
             deliberately_unranked=c.id in skipped and c.id not in asked,
         ))
     return tuple(facts)
-
-
-def _directories(run: Run, living: tuple[Checkpoint, ...]) -> set[Path]:
-    """Where links and trackers are looked for: from the root down to each checkpoint."""
-    found = {run.root, run.path}
-    for directory in {c.path.parent for c in living}:
-        found |= {d for d in (directory, *directory.parents) if d.is_relative_to(run.root)}
-    return found
-
-
-def _named_in(directory: Path) -> dict[Path, list[str]]:
-    """Real paths that the symbolic links and tracker files of a directory refer to: a trainer still needs those."""
-    named: dict[Path, list[str]] = {}
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_symlink():
-                    # Through every link on the way: people reach one directory by several names.
-                    named.setdefault(Path(os.path.realpath(entry.path)), []).append(f"{entry.name} links here")
-                elif entry.name in TRACKERS and entry.is_file() and entry.stat().st_size <= TRACKER_LIMIT:
-                    words = Path(entry.path).read_text(errors="replace").split()
-                    for word in {w.strip("\"',:") for w in words}:
-                        for path in {directory / word, directory / Path(word).name}:
-                            named.setdefault(Path(os.path.realpath(path)), []).append(f"named by {entry.name}")
-    except (OSError, ValueError):
-        pass  # gone or unreadable: then nothing is removed from it either
-    return named

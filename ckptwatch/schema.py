@@ -1,5 +1,6 @@
 """The configuration file as pydantic sees it: one class per section, each key with its type and default."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,16 @@ def _expanded(path: Path) -> Path:
 UserPath = Annotated[Path, AfterValidator(_expanded)]
 
 
+def _name_pattern(value: str) -> str:
+    try:
+        pattern = re.compile(value)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    if not pattern.groupindex:
+        raise ValueError("names no group: write (?P<step>\\d+), (?P<epoch>\\d+), (?P<role>best|last) or (?P<METRIC>[\\d.]+)")
+    return value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,6 +45,7 @@ class WatchSection(_Section):
     scan_every: Annotated[Duration, Field(gt=0)] = 60.0
     trusted: bool = False
     exclude: list[str] = []
+    names: list[Annotated[str, AfterValidator(_name_pattern)]] = []
 
 
 class WorkersSection(_Section):

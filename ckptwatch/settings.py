@@ -1,5 +1,6 @@
 """The configuration as plain values: what `config.py` makes of the YAML and everything else reads."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ class RootRule:
     scan_every: float = 60.0  # seconds between full scans; the scan is the truth, events are hints
     trusted: bool = False     # may checkpoints below it be unpickled without restriction
     exclude: tuple[str, ...] = ()  # glob patterns on paths below the root
+    names: tuple[re.Pattern[str], ...] = ()  # full matches on names, tried before ours: groups step, epoch, role, metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """A root with recorded checkpoints and the deleter at work on it."""
 
 from ckptwatch.apply.pruner import Pruner
-from ckptwatch.formats.torch_zip import TorchZip
-from ckptwatch.model import RemovalState, Role, evolve
+from ckptwatch.formats.base import Claim, claim_at, format_named
+from ckptwatch.model import Facts, RemovalState, Role, evolve
 from ckptwatch.store import checkpoints, events, removals, roots, runs
 from ckptwatch.store.database import open_writing
-from ckptwatch.testing import entry_at
+from ckptwatch.watch.sightings import sight
 from tests.support import save
 
 
@@ -23,12 +23,32 @@ class Yard:
 
     def record(self, name, step=1):
         """Take a file that is there into the record."""
-        path = self.root / name
+        claim = claim_at(self.root / name)
+        if claim is None:
+            raise FileNotFoundError(name)
+        return self.record_claim(claim, format_named(claim.format).examine(claim), step)
+
+    def record_claim(self, claim, facts, step=1):
+        members = tuple(m.name for m in claim.members) if len(claim.members) > 1 else ()
+        facts = evolve(facts, step=step, complete=True)
         with self.db.write() as conn:
-            run, _ = runs.run_named(conn, self.root, name.split("/")[0], path=path.parent, now=0.0)
-            return checkpoints.record(conn, run_id=run.id, path=path, identity=entry_at(path).identity, now=0.0,
-                                      facts=evolve(TorchZip().examine(path), step=step, complete=True),
-                                      role=Role.REGULAR, generation=0)
+            name = claim.path.relative_to(self.root).parts[0]
+            run, _ = runs.run_named(conn, self.root, name, path=claim.path.parent, now=0.0)
+            return checkpoints.record(conn, run_id=run.id, path=claim.path, members=members, identity=sight(claim).identity,
+                                      now=0.0, facts=facts, role=Role.REGULAR, generation=0)
+
+    def make_several(self, kind, name="a/0100"):
+        """A checkpoint of several files, recorded: a `directory` with some in it, or a `set` of files and a directory."""
+        top = self.root / name
+        contents = {"model.bin": b"m" * 3000, "deep/er/part": b"p" * 2000, "meta.json": b"{}"}
+        base = top if kind == "directory" else top.parent
+        for part, data in contents.items():
+            (base / part).parent.mkdir(parents=True, exist_ok=True)
+            (base / part).write_bytes(data)
+        members = (top,) if kind == "directory" else tuple(base / m for m in ("deep", "meta.json", "model.bin"))
+        path = top if kind == "directory" else base / "model.bin"
+        claim = Claim(format="several", path=path, members=members, whole=kind == "directory")
+        return self.record_claim(claim, Facts(format="several", complete=True, evidence="made")), contents
 
     def make(self, name="a/0100.pt", **content):
         data = save(self.root / name, content, padding=3000)

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ckptwatch.apply.places import trash_dir
@@ -18,7 +18,7 @@ from ckptwatch.errors import RemovalRefused
 from ckptwatch.model import Checkpoint, CheckpointEvent, CheckpointState, Identity, Removal, RemovalState
 from ckptwatch.store import checkpoints, events, removals
 from ckptwatch.store.database import Database
-from ckptwatch.watch.scanner import signed64
+from ckptwatch.watch.sightings import files_of, sight_path, signed64, walk
 from ckptwatch.watch.writers import has_holder
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Pruner:
                 size=checkpoint.identity.size, now=now, purge_at=now + grace)
         self._at("intended")
         try:
-            self._move(removal.original, removal.trash)
+            self._move_all(removal.moves)
         except (OSError, ValueError) as error:
             self._abandon(removal, f"rename failed: {error}", now)
             raise _refused(checkpoint.path, str(error)) from error
@@ -60,12 +60,12 @@ class Pruner:
 
     def _confirm(self, removal: Removal, checkpoint: Checkpoint, *, run: str, now: float) -> Removal:
         """After the rename: is what lies in the trash what was judged? If not, it goes back."""
-        changed = _difference(checkpoint.identity, removal.trash)
-        if not changed and _held(removal.trash):
+        changed = _difference(checkpoint.identity, removal.trash, removal.members, moved=True)
+        if not changed and _held(trash for _, trash in removal.moves):
             changed = "a process opened it meanwhile"
         if changed:
             try:
-                self._move(removal.trash, removal.original, create=True)
+                self._move_all(_back(removal), create=True)
             except FileExistsError:
                 # The trainer has already written the name again. What we hold is kept for the whole grace period.
                 log.warning("%s changed while it was moved and its name is taken: kept in trash", removal.original)
@@ -90,21 +90,20 @@ class Pruner:
         if state is not CheckpointState.COMPLETE:
             raise _refused(path, f"it is {state}")
         try:
-            with directory_below(self._root, path.parent) as parent:
-                info = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
             self._trash.mkdir(mode=0o700, parents=True, exist_ok=True)
-            trash_device = self._trash.stat().st_dev
+            device = self._trash.stat().st_dev
+            with directory_below(self._root, path.parent) as parent:
+                for entry in checkpoint.entries:
+                    if stat.S_ISLNK(os.stat(entry.name, dir_fd=parent, follow_symlinks=False).st_mode):
+                        raise _refused(entry, "it is a symbolic link now")
+            obstacle = _obstacle(checkpoint.entries, device)
         except (OSError, ValueError) as error:
             raise _refused(path, str(error)) from error
-        if stat.S_ISLNK(info.st_mode):
-            raise _refused(path, "it is a symbolic link now")
-        if stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
-            raise _refused(path, f"it has {info.st_nlink} hard links")
-        if changed := _difference(checkpoint.identity, path):
+        if obstacle:
+            raise _refused(path, obstacle)
+        if changed := _difference(checkpoint.identity, path, checkpoint.members):
             raise _refused(path, changed)
-        if info.st_dev != trash_device:
-            raise _refused(path, "it lies on another filesystem than the trash of its root")
-        if _held(path):
+        if _held(checkpoint.entries):
             raise _refused(path, "a process has it open")
 
     # ---- back out of it ------------------------------------------------------------------------------------------
@@ -117,12 +116,12 @@ class Pruner:
         if removal.state is not RemovalState.TRASHED:
             raise RemovalRefused("restore", f"it is not in the trash ({removal.state})", path=removal.original,
                                  hint="`ckptwatch trash` lists what can be restored")
-        if not os.path.lexists(removal.trash):
-            raise RemovalRefused("restore", f"{removal.trash} is missing", path=removal.original,
-                                 hint="somebody else emptied the trash")
-        if os.path.lexists(removal.original):
-            raise RemovalRefused("restore", "a file of that name exists", path=removal.original,
-                                 hint="move that file away first; nothing is overwritten")
+        for original, trash in removal.moves:
+            if not os.path.lexists(trash):
+                raise RemovalRefused("restore", f"{trash} is missing", path=original, hint="somebody else emptied the trash")
+            if os.path.lexists(original):
+                raise RemovalRefused("restore", "a file of that name exists", path=original,
+                                     hint="move that file away first; nothing is overwritten")
         with self._db.write() as conn:
             removals.advance(conn, removal.id, RemovalState.RESTORING)
             other = checkpoints.living(conn, removal.original)
@@ -132,9 +131,9 @@ class Pruner:
         return self._finish_restore(removal, run=run, by=by, now=now)
 
     def _finish_restore(self, removal: Removal, *, run: str, by: str, now: float) -> Checkpoint:
-        if os.path.lexists(removal.trash):
+        if any(os.path.lexists(trash) for _, trash in removal.moves):
             try:
-                self._move(removal.trash, removal.original, create=True)
+                self._move_all(_back(removal), create=True)
             except (OSError, ValueError) as error:
                 with self._db.write() as conn:
                     removals.advance(conn, removal.id, RemovalState.TRASHED)
@@ -155,26 +154,22 @@ class Pruner:
     # ---- for good ------------------------------------------------------------------------------------------------
 
     def purge(self, removal: Removal, *, run: str, by: str, now: float) -> None:
-        """Delete a trash entry for good. Raises RemovalRefused if it does not lie in this root's trash."""
+        """Delete a trash entry for good. Raises RemovalRefused if it does not lie in this root's trash, or another
+        filesystem is mounted in it."""
         if removal.trash.parent.parent != self._trash or removal.state not in (RemovalState.TRASHED, RemovalState.PURGING):
             raise RemovalRefused("purge", f"not an entry of {self._trash}", path=removal.trash)
         with self._db.write() as conn:
             removals.advance(conn, removal.id, RemovalState.PURGING)
         self._at("purging")
         try:
-            with directory_below(self._root, removal.trash.parent) as place:
-                info = os.stat(removal.trash.name, dir_fd=place, follow_symlinks=False)
-                if stat.S_ISDIR(info.st_mode):
-                    shutil.rmtree(removal.trash.name, dir_fd=place)
-                else:
-                    os.unlink(removal.trash.name, dir_fd=place)
-        except FileNotFoundError:
-            pass  # unlinked before a crash, or by a person
-        except OSError as error:
-            if removal.trash.is_file():  # still whole: it can be restored, and the next round tries again
+            for _, entry in removal.moves:
+                self._delete(entry)
+        except (OSError, ValueError) as error:
+            if all(trash.is_file() for _, trash in removal.moves):  # still whole: it can be restored, and is tried again
                 with self._db.write() as conn:
                     removals.advance(conn, removal.id, RemovalState.TRASHED)
-            raise RemovalRefused("purge", error.strerror or str(error), path=removal.trash) from error
+            cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise RemovalRefused("purge", cause, path=removal.trash) from error
         self._at("unlinked")
         with self._db.write() as conn:
             removals.advance(conn, removal.id, RemovalState.PURGED)
@@ -199,8 +194,12 @@ class Pruner:
 
     def _recover(self, removal: Removal, now: float) -> None:
         if removal.state is RemovalState.INTENDED:
-            if not os.path.lexists(removal.trash):
+            arrived = [os.path.lexists(trash) for _, trash in removal.moves]
+            if not any(arrived):
                 self._abandon(removal, "interrupted before the rename", now)
+                return
+            if not all(arrived):  # a set of files, some of them moved: undone
+                self._undo(removal, now)
                 return
             with self._db.read() as conn:
                 checkpoint = checkpoints.checkpoint(conn, removal.checkpoint_id)
@@ -211,6 +210,46 @@ class Pruner:
             self.purge(removal, run=removal.run, by="ckptwatch", now=now)
 
     # ---- the steps on disk ---------------------------------------------------------------------------------------
+
+    def _move_all(self, moves: Sequence[tuple[Path, Path]], *, create: bool = False) -> None:
+        """Rename every entry, or none: what was moved goes back if a later one cannot be. What has arrived already, in an
+        earlier attempt, is left where it is. Raises as `_move`."""
+        done: list[tuple[Path, Path]] = []
+        try:
+            for source, target in moves:
+                if os.path.lexists(target) and not os.path.lexists(source):
+                    continue
+                self._move(source, target, create=create)
+                done.append((source, target))
+                if len(moves) > 1:
+                    self._at("renamed one")
+        except (OSError, ValueError):
+            for source, target in reversed(done):
+                with contextlib.suppress(OSError, ValueError):
+                    self._move(target, source, create=True)
+            raise
+
+    def _undo(self, removal: Removal, now: float) -> None:
+        """Bring back what a crash left in the trash of a set that was not moved as a whole."""
+        try:
+            self._move_all([move for move in _back(removal) if os.path.lexists(move[0])], create=True)
+        except (OSError, ValueError) as error:
+            raise RemovalRefused("undo the removal of", str(error), path=removal.original,
+                                 hint=f"what is missing lies in {removal.trash.parent}") from error
+        self._abandon(removal, "interrupted between its files; all are back", now)
+
+    def _delete(self, entry: Path) -> None:
+        """Unlink one entry of the trash. One that is gone is done: a crash came in between, or a person."""
+        try:
+            if obstacle := _foreign(entry, self._trash.stat().st_dev):
+                raise ValueError(obstacle)
+            with directory_below(self._root, entry.parent) as place:
+                if stat.S_ISDIR(os.stat(entry.name, dir_fd=place, follow_symlinks=False).st_mode):
+                    shutil.rmtree(entry.name, dir_fd=place)
+                else:
+                    os.unlink(entry.name, dir_fd=place)
+        except FileNotFoundError:
+            pass
 
     def _move(self, source: Path, target: Path, *, create: bool = False) -> None:
         """Rename within the root, never over anything, and make it durable. `create` makes missing run directories."""
@@ -228,22 +267,58 @@ class Pruner:
         _tidy(removal.trash.parent)
 
 
-def _difference(judged: Identity, path: Path) -> str:
-    """"" if the path still holds the identity that was judged, else what differs."""
+def _back(removal: Removal) -> list[tuple[Path, Path]]:
+    """Out of the trash; the entry the checkpoint is called by comes last, so that it stands for the whole."""
+    return [(trash, original) for original, trash in reversed(removal.moves)]
+
+
+def _difference(judged: Identity, path: Path, members: tuple[str, ...], *, moved: bool = False) -> str:
+    """"" if the path still holds the identity that was judged, else what differs.
+
+    `moved`: some filesystems give a directory a new time when it is renamed into another one; then only the times of what
+    is in it count.
+    """
     try:
-        info = path.lstat()
+        found = sight_path(path, members)
+        if (found.device, found.inode, found.size) == (judged.device, judged.inode, judged.size) and (
+                found.mtime_ns == judged.mtime_ns or (moved and path.is_dir() and _latest_in(path) <= judged.mtime_ns)):
+            return ""
     except OSError as error:
         return error.strerror or str(error)
-    found = (signed64(info.st_dev), signed64(info.st_ino), info.st_size, signed64(info.st_mtime_ns))
-    if found == (judged.device, judged.inode, judged.size, judged.mtime_ns):
-        return ""
     return "it was rewritten since it was judged"
 
 
-def _held(path: Path) -> bool:
+def _latest_in(directory: Path) -> int:
+    """The latest modification of anything below a directory, in ns. Raises OSError."""
+    return max((signed64(info.st_mtime_ns) for path, info in walk(directory) if path != str(directory)), default=0)
+
+
+def _obstacle(entries: Sequence[Path], device: int) -> str:
+    """What forbids that these are moved to the trash; "" if nothing does. Raises OSError."""
+    for entry in entries:
+        if foreign := _foreign(entry, device):
+            return foreign
+        for path, info in walk(entry):
+            if stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
+                what = "it" if path == str(entry) else Path(path).name
+                return f"{what} has {info.st_nlink} hard links"
+    return ""
+
+
+def _foreign(entry: Path, device: int) -> str:
+    """Is something below the entry on another filesystem than the trash? A rename would take the mount along, and a purge
+    would empty it. Raises OSError."""
+    for path, info in walk(entry):
+        if info.st_dev != device:
+            what = "it" if path == str(entry) else Path(path).name
+            return f"{what} lies on another filesystem than the trash of its root"
+    return ""
+
+
+def _held(entries: Iterable[Path]) -> bool:
     """Open in a process of this machine? Where leases cannot tell, the settling rules have to do."""
     try:
-        return not path.is_dir() and has_holder(path) is True
+        return any(has_holder(file) is True for file in files_of(entries))
     except OSError:
         return True
 

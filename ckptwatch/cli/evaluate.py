@@ -34,7 +34,7 @@ def evaluate(
     chosen, origins = _with_overrides(rule_recipe, origin, max_samples)
     variant, variant_origin = _variant(settings, checkpoint, variant)
     origins["variant"] = (variant or "(whole checkpoint)", variant_origin)
-    result = evaluate_now(settings, checkpoint, chosen, variant=variant, device=device, keep=out,
+    result = evaluate_now(settings, _holding(checkpoint, variant), chosen, variant=variant, device=device, keep=out,
                           screen=console(ascii_only=ascii_only, stderr=True))
     scores = with_composite({s.metric: s for s in result.scores}, chosen)
     document = {
@@ -66,25 +66,34 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         cause = "a dangling link" if path.is_symlink() else "no such file"
         raise UsageError("evaluate", cause, path=path, hint="give a checkpoint; `ckptwatch rank RUN` lists a run's")
-    if path.is_dir():
-        raise UsageError("evaluate", "a directory, not a checkpoint", path=path, hint="name one of the checkpoints in it")
-    from ckptwatch.formats.base import format_of, formats
-    from ckptwatch.watch.scanner import entry_of
+    from ckptwatch.formats.base import claim_at, formats
 
-    if format_of(entry_of(path.resolve())) is None:
-        raise UsageError("evaluate", "no known checkpoint format claims it", path=path,
-                         hint=f"known formats: {', '.join(f.name for f in formats())}")
+    if claim_at(path.resolve()) is None:
+        cause = "a directory, not a checkpoint" if path.is_dir() else "no known checkpoint format claims it"
+        hint = "name one of the checkpoints in it" if path.is_dir() else \
+            f"known formats: {', '.join(f.name for f in formats())}"
+        raise UsageError("evaluate", cause, path=path, hint=hint)
     return path.resolve()
 
 
-def _run_name(settings: "Settings", checkpoint: Path) -> str | None:
-    from pathlib import PurePosixPath
+def _holding(checkpoint: Path, variant: str) -> Path:
+    """The file that holds the variant, where a checkpoint is several files."""
+    from ckptwatch.formats.base import claim_at, format_named
 
-    from ckptwatch.core.naming import run_name
+    claim = claim_at(checkpoint)
+    format_ = format_named(claim.format) if claim is not None and variant else None
+    if claim is None or format_ is None:
+        return checkpoint
+    return format_.variant_path(claim.path, tuple(m.name for m in claim.members), variant)
+
+
+def _run_name(settings: "Settings", checkpoint: Path) -> str | None:
+    from ckptwatch.core.naming import run_directory, run_name
 
     for root in settings.roots:
         if checkpoint.is_relative_to(root.root.resolve()):
-            return run_name(PurePosixPath(checkpoint.parent.relative_to(root.root.resolve()).as_posix()))
+            directory = run_directory(checkpoint, whole=checkpoint.is_dir())
+            return run_name(directory.relative_to(root.root.resolve()))
     return None
 
 

@@ -7,7 +7,7 @@ about it, and what cannot be parsed is never removed.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import PurePath
 
 from ckptwatch.model import Role
 
@@ -34,7 +34,7 @@ class NameFacts:
 _INT = r"\d{1,18}+"
 _NUMBER = r"(?>[-+]?(?:\d{1,18}(?:\.\d{1,30})?|\.\d{1,30})(?:e[-+]?\d{1,3})?|[-+]?inf|nan)"
 _SUFFIX = (
-    r"(?:\.(?:pth\.tar|pt\.tar|weights\.h5|safetensors|msgpack|pdparams|params|pickle|ckpt|keras|hdf5|onnx|gguf|tar|"
+    r"(?:\.(?:pth\.tar|pt\.tar|weights\.h5|weights\.json|safetensors|msgpack|pdparams|params|pickle|ckpt|keras|hdf5|onnx|gguf|tar|"
     r"zip|pth|pt2|pkl|npz|npy|bin|h5|pt|ts))"
 )
 _END = rf"(?:-v\d{{1,6}})?{_SUFFIX}?"  # Lightning appends -v1 where a name is taken
@@ -60,7 +60,7 @@ def _any(words: Iterable[str]) -> str:
 
 
 _COUNTER = rf"(?:{_any(_COUNTERS)})[-_=.]?{_INT}"
-_EQUAL = rf"[a-z][\w.@%<>]{{0,60}}+={_NUMBER}"
+_EQUAL = rf"[a-z][\w.@%<>/]{{0,60}}+={_NUMBER}"
 _BARE = rf"{_METRICS}[-_]?\d{{1,9}}\.\d{{1,30}}"
 _PAIR = rf"(?>{_COUNTER}|{_EQUAL}|{_BARE})"
 _METRIC_PAIRS = rf"(?:{_EQUAL}|{_BARE})(?:[-_.]{{1,2}}(?:{_EQUAL}|{_BARE})){{0,8}}"
@@ -77,11 +77,15 @@ _TABLE = tuple(
         r"(?:\.|(?:tmp|temp)[-_.]).*",                                            # on its way: says nothing
         rf"(?:checkpoint|milestone)-(?P<epoch>{_INT})\.pth\.tar",                 # timm counts epochs
         rf"recovery-(?P<epoch>{_INT})-{_INT}\.pth\.tar",                          # timm: epoch, batch in it
+        r"(?:(?:weights|model|checkpoint|ckpt)[-_.])?(?P<epoch>\d{1,6}+)(?:-\d{1,6}\.\d{1,30})?"
+        r"(?:\.keras|\.weights\.h5|\.weights\.json)",                            # Keras: epoch, a metric without its name
         rf"(?P<step>{_INT}){_TAG}{_END}",                                         # 0002000.pt
         rf"network-snapshot-(?P<step>{_INT})-\d\.\d{{1,6}}{_END}",                # EDM2: one file per EMA length
         rf"(?:{_any(_NOUNS)})[-_=.](?P<step>{_INT}){_TAG}{_END}",                 # checkpoint-100, model_0004999.pth
         rf"(?:checkpoint|ckpt)(?P<step>{_INT}){_TAG}{_END}",                      # ckpt200.pt
         rf"(?P<prefix>{_ROLE})[-_.](?:{_any(_NOUNS)})[-_=.](?P<step>{_INT}){_END}",   # best_checkpoint_9.pt
+        rf"(?:model|ema_\d\.\d{{1,6}}_|ema)(?P<step>\d{{6,12}}+){_END}",           # guided diffusion: model010000.pt
+        rf"(?P<prefix>[a-z]\w{{0,60}}?)[-_.](?:checkpoint|ckpt)[-_=.](?P<step>{_INT}){_END}",  # train_checkpoint_9.pt
         rf"{_PREFIX}(?P<pairs>{_COUNTER}(?:[-_.]{{1,2}}{_PAIR}){{0,8}}){_TAG}{_END}",  # epoch=2-step=500-val_loss=0.3
         rf"{_PREFIX}(?P<tag>{_ROLE})(?:[-_.]?(?:{_any(_NOUNS)}|ema\d{{0,2}}|rank\d{{1,6}})){{0,2}}{_END}",  # model_best.pth
         rf"(?P<prefix>.{{1,200}}?)_(?P<step>{_INT})_(?P<pairs>{_EQUAL}){_END}",   # Ignite: name_9_val_acc=0.77.pt
@@ -91,7 +95,7 @@ _TABLE = tuple(
     )
 )
 _READ_PAIR = re.compile(
-    rf"(?:(?P<counter>{_any(_COUNTERS)})[-_=.]?(?P<count>{_INT})|(?P<key>[a-z][\w.@%<>]{{0,60}}+)=(?P<value>{_NUMBER})"
+    rf"(?:(?P<counter>{_any(_COUNTERS)})[-_=.]?(?P<count>{_INT})|(?P<key>[a-z][\w.@%<>/]{{0,60}}+)=(?P<value>{_NUMBER})"
     rf"|(?P<metric>{_METRICS})(?P<gap>[-_]?)(?P<bare>\d{{1,9}}\.\d{{1,30}}))[-_.]{{0,2}}",
     _FLAGS,
 )
@@ -101,10 +105,17 @@ _PLAIN_WORDS = frozenset(_NOUNS) | {"ema", "best", "last", "latest", "final"}
 _ROLES = {"best": Role.BEST, "last": Role.LAST, "latest": Role.LAST, "final": Role.FINAL}
 
 
-def parse_name(name: str) -> NameFacts:
-    """The facts in a file or directory base name, with or without suffix. Never raises; time is bounded."""
+def parse_name(name: str, own: Iterable[re.Pattern[str]] = ()) -> NameFacts:
+    """The facts in a file or directory base name, with or without suffix. Never raises; time is bounded.
+
+    `own` are a user's patterns, tried first on the whole name: groups `step` and `epoch` are counts, `role` is best, last
+    or final, any other group is a metric.
+    """
     if len(name) > LONGEST:
         return NameFacts()
+    for pattern in own:
+        if match := pattern.fullmatch(name):
+            return _by_groups(match.groupdict())
     match = next(filter(None, (row.fullmatch(name) for row in _TABLE)), None)
     if match is None:
         return NameFacts()
@@ -121,13 +132,54 @@ def parse_name(name: str) -> NameFacts:
     return NameFacts(step=counts.get("step"), epoch=counts.get("epoch"), metrics=metrics, role=role)
 
 
+def _by_groups(groups: Mapping[str, str | None]) -> NameFacts:
+    """What a user's pattern found. A group that is no number says nothing."""
+    counts: dict[str, int] = {}
+    metrics: dict[str, float] = {}
+    for name, text in groups.items():
+        if text is None or name == "role":
+            continue
+        if name in ("step", "epoch"):
+            if re.fullmatch(_INT, text, _FLAGS):
+                counts[name] = int(text)
+        elif re.fullmatch(_NUMBER, text, _FLAGS):
+            metrics[name] = float(text)
+    role = _ROLES.get((groups.get("role") or "").lower(), Role.REGULAR)
+    return NameFacts(step=counts.get("step"), epoch=counts.get("epoch"), metrics=metrics, role=role)
+
+
+# A metric called val/acc in Lightning's file-name template makes a directory: `epoch=1-val/acc=0.688.ckpt`.
+_FIRST_HALF = re.compile(
+    r"(?:[\w.]{1,60}[-_])?(?:epoch|step)=\d{1,18}(?:-[\w.]{1,60}=[^-/]{1,40}){0,8}-[a-z]\w{0,60}", _FLAGS)
+_SECOND_HALF = re.compile(rf"[a-z][\w.@]{{0,60}}={_NUMBER}.*", _FLAGS)
+
+
+def whole_name(path: PurePath) -> str:
+    """The name of a checkpoint, put together again where a slash in a metric's name has cut it in two."""
+    return f"{path.parent.name}/{path.name}" if is_cut(path) else path.name
+
+
+def is_cut(path: PurePath) -> bool:
+    return _SECOND_HALF.fullmatch(path.name) is not None and _FIRST_HALF.fullmatch(path.parent.name) is not None
+
+
 def suffix_of(name: str) -> str:
     """The suffix by which checkpoints are known, `.pt` or `.pth.tar`; "" where `.32` is only part of a number."""
     match = _SUFFIX_AT_END.fullmatch(name[-LONGEST:])
     return match["suffix"] if match else ""
 
 
-def run_name(relative_directory: PurePosixPath) -> str:
+def run_directory(path: PurePath, *, whole: bool) -> PurePath:
+    """The directory of the run a checkpoint belongs to. `whole`: the path is a directory that is one checkpoint.
+
+    A directory whose name says neither step nor role is a run with one checkpoint, `runs/my-pipeline`.
+    """
+    if whole and parse_name(path.name) == NameFacts():
+        return path
+    return path.parent.parent if is_cut(path) else path.parent
+
+
+def run_name(relative_directory: PurePath) -> str:
     """The run's name: its path below the root, without the directories by which trainers group checkpoints."""
     parts = list(relative_directory.parts)
     while parts and parts[-1].lower() in CONVENTIONAL:

@@ -1,107 +1,141 @@
-"""`torch.save` zip files: `.pt`, `.pth`, `.ckpt`.
+"""`torch.save` files: `.pt`, `.pth`, `.ckpt`. The usual kind is a zip file; `torch_legacy` judges the older one.
 
-The writer puts the central directory last, so a valid one whose records all lie inside the file proves completeness; one
-byte cut off already breaks it. Facts come from `data.pkl` through an unpickler that knows no class and calls nothing.
+Facts come from `data.pkl` through an unpickler that knows no class and calls nothing; a dialect may know more about them.
 """
 
-import hashlib
+import re
 import zipfile
+from collections.abc import Iterable
+from functools import cache
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ckptwatch.formats.base import BoundedReader, Entry
-from ckptwatch.formats.inert_pickle import InertTensor, PickleError, load_inert
+from ckptwatch.formats.base import About, Claim, Dialect, Family, Folder, Reading, formats
+from ckptwatch.formats.inert_pickle import Machine, Payloads, PickleError, TooLargeError
+from ckptwatch.formats.parts import Part
+from ckptwatch.formats.torch_content import plain_reading
+from ckptwatch.formats.torch_legacy import TorchLegacy, look_legacy
+from ckptwatch.formats.zip_directory import ZipError, digest_of, read_directory, start_of, unpack
 from ckptwatch.model import Facts
 
-SUFFIXES = (".pt", ".pth", ".ckpt")
-DIRECTORY_BUDGET = 64 * 1024 * 1024  # bytes of central directory and pickle; a 100,000-tensor file needs about 20 MiB
-LONGEST_NAME = 128  # characters of a metric's or variant's name
-STEP_KEYS = ("step", "global_step", "iteration", "iter", "train_step")
-EPOCH_KEYS = ("epoch", "current_epoch")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar")
+IN_MEMORY = 16 << 20  # bytes of a pickle whose CRC is checked too; a larger one is walked through in its place
+
+# What a trainer keeps beside the weights, and what is on its way to another name.
+_SIDE = (r"optim(?:izer)?s?(?:[-_]states?)?|schedulers?|lr[-_]schedulers?|(?:grad[-_])?scaler|rng[-_]states?|"
+         r"random[-_]states?|training[-_]args|training[-_]state|metadata|sampler|dataloader")
+_NO_MODEL = re.compile(
+    rf"\..*+|te?mp[-_.].*+|.{{1,40}}[-_]tmp\..*+|(?:{_SIDE})(?:[-_.].*+|\d{{1,18}}+\..*+)"
+    r"|(?:opt|meta)(?:[-_]?\d{1,18}+)?\..*+"
+    r"|.{1,200}?[-_](?:optim(?:izer)?s?(?:_states?)?|schedulers?|scaler|rng_states?)(?:[-_]\d{1,18}+)?"
+    r"\.(?:pt|pth|ckpt)(?:\.tar)?",
+    re.IGNORECASE | re.ASCII,
+)
 
 
-class TorchZip:
+class TorchZip(Family):
     name = "torch-zip"
-
-    def claims(self, entry: Entry) -> bool:
-        return not entry.is_dir and entry.path.name.endswith(SUFFIXES)
-
-    def examine(self, path: Path) -> Facts:
-        """Completeness from the central directory; step, epoch, logged metrics and variants from the pickle."""
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size == 0:
-                return _incomplete("empty file")
-            try:
-                archive = zipfile.ZipFile(BoundedReader(file, DIRECTORY_BUDGET))  # type: ignore[arg-type]
-                return _facts(archive, size)
-            except zipfile.BadZipFile as error:
-                file.seek(0)
-                if not file.read(4).startswith(b"PK\x03\x04"):
-                    return _incomplete("not a torch zip file (no zip header)")
-                return _incomplete(f"zip directory missing or broken: {error} (still being written, or cut off)")
-            except Exception as error:  # zipfile raises half a dozen types on mutated input
-                return _incomplete(f"unreadable zip directory: {type(error).__name__}: {error}")
-
-
-def _facts(archive: zipfile.ZipFile, size: int) -> Facts:
-    records = archive.infolist()
-    pickles = [r for r in records if r.filename.endswith("/data.pkl") and r.filename.count("/") == 1]
-    if len(pickles) != 1:
-        return _incomplete(f"a zip file, but not from torch.save: {len(pickles)} data.pkl among {len(records)} records")
-    outside = [r for r in records if r.header_offset + r.compress_size > archive.start_dir]
-    if outside:
-        return _incomplete(f"record {outside[0].filename} reaches into the zip directory")
-    if min(r.header_offset for r in records) > 0:  # else a zip file stored inside a truncated one would pass for it
-        return _incomplete("the zip directory at its end does not describe its beginning")
-    if pickles[0].file_size > DIRECTORY_BUDGET:  # declared, and never exceeded by what is unpacked
-        return _incomplete(f"its data.pkl of {pickles[0].file_size:,} bytes is larger than any real checkpoint's")
-    digest = hashlib.sha256()
-    for record in records:  # the CRCs in the directory make this a digest of the content
-        digest.update(f"{record.filename}\0{record.CRC}\0{record.file_size}\0{record.header_offset}\n".encode())
-    evidence = f"zip directory valid, {len(records)} records within {size:,} bytes"
-    try:
-        content = load_inert(archive.read(pickles[0]))
-    except (PickleError, ValueError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        return _incomplete(f"{evidence}; but data.pkl is broken: {error}")
-    return Facts(
-        format=TorchZip.name, complete=True, evidence=evidence, fingerprint=digest.hexdigest()[:16],
-        content_digest=True,
-        step=_first_int(content, STEP_KEYS), epoch=_first_int(content, EPOCH_KEYS),
-        metrics=_metrics(content), variants=_variants(content),
+    precedence = 80
+    about = About(
+        title="torch.save file",
+        recognised="a file `*.pt`, `*.pth`, `*.ckpt`, `*.pth.tar`, `*.pt.tar`, unless its name says that it is no model: "
+                   "`optimizer*`, `scheduler*`, `scaler*`, `rng_state*`, `training_args*`, `training-state*`, `meta*`, "
+                   "`tmp*`, hidden ones",
+        complete="the zip directory, which `torch.save` writes last, is valid and describes the whole file, there is "
+                 "exactly one `data.pkl`, it can be read, and all tensors it refers to are there",
+        facts="integers at the top level (`step`, `global_step`, `iteration`, `epoch`); floats there, and tensors without "
+              "dimensions, are metrics; variants are entries that hold tensors",
     )
 
+    def claims(self, folder: Folder) -> Iterable[Claim]:
+        return (self.claim_files(folder, name) for name in sorted(n for n in folder.files if n.endswith(SUFFIXES))
+                if not _NO_MODEL.fullmatch(name))
 
-def _incomplete(evidence: str) -> Facts:
-    return Facts(format=TorchZip.name, complete=False, evidence=evidence)
+    def examine(self, claim: Claim) -> Facts:
+        """Completeness from the structure; step, epoch, logged metrics and variants from the pickle."""
+        kind, part = _judged(claim.path)
+        if not part.whole:
+            return self.incomplete(part.evidence)
+        family, reading = read_content(part.content, claim.path)
+        return Facts(
+            format=family or kind, complete=True, evidence=part.evidence, fingerprint=part.fingerprint,
+            content_digest=part.content_digest, step=reading.step, epoch=reading.epoch, metrics=reading.metrics,
+            variants=reading.variants,
+        )
 
 
-def _first_int(content: Any, keys: tuple[str, ...]) -> int | None:
+def look_torch(path: Path) -> Part:
+    """One file of torch.save, of either kind. The content is the tree of its pickle, with stand-ins for tensors."""
+    return _judged(path)[1]
+
+
+def read_content(content: Any, path: Path) -> tuple[str, Reading]:
+    """Whose dialect the tree of a torch file is, "" if nobody's, and what it says."""
     if isinstance(content, dict):
-        for key in keys:
-            value = content.get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
-                return value
-    return None
+        for dialect in _dialects():
+            if dialect.speaks(content):
+                return dialect.name, dialect.read(content, path)
+    return "", plain_reading(content)
 
 
-def _metrics(content: Any) -> dict[str, float]:
-    """Top-level floats, such as `loss`: what the trainer itself noted down."""
-    if not isinstance(content, dict):
-        return {}
-    return {k: v for k, v in content.items() if _is_name(k) and isinstance(v, float)}
+@cache
+def _dialects() -> tuple[Dialect, ...]:
+    return tuple(f for f in formats() if isinstance(f, Dialect))
 
 
-def _is_name(key: Any) -> bool:
-    """Only what can be shown and recorded as it is: no control characters, no halves of characters."""
-    return isinstance(key, str) and key.isprintable() and len(key) <= LONGEST_NAME
+def _judged(path: Path) -> tuple[str, Part]:
+    """The name of the kind of file, and the verdict. Raises OSError."""
+    with path.open("rb") as file:
+        begin = file.read(4)
+        if not begin.startswith(b"PK"):
+            return TorchLegacy.name, look_legacy(path)
+        try:
+            return TorchZip.name, _look_zip(path, file)
+        except (ZipError, PickleError) as error:
+            return TorchZip.name, Part(whole=False, evidence=str(error))
 
 
-def _variants(content: Any) -> tuple[str, ...]:
-    """Top-level entries that are state dicts themselves. An optimizer's tensors lie deeper, so it is none."""
-    if not isinstance(content, dict):
-        return ()
-    return tuple(
-        key for key, value in content.items()
-        if _is_name(key) and isinstance(value, dict) and any(isinstance(v, InertTensor) for v in value.values())
-    )
+def _look_zip(path: Path, file: BinaryIO) -> Part:
+    size = file.seek(0, 2)
+    records = {r.filename: r for r in read_directory(file)}
+    names = [n for n in records if n.endswith("/data.pkl") and n.count("/") == 1]
+    if len(names) != 1:
+        raise ZipError(f"a zip file, but not from torch.save: {len(names)} data.pkl among {len(records)} records")
+    top = names[0].removesuffix("data.pkl")
+    evidence = f"zip directory valid, {len(records)} records within {size:,} bytes"
+    machine, content = Machine(_payloads(path, records, f"{top}data/")), None
+    try:
+        content = _run(machine, file, records[names[0]])
+    except TooLargeError as error:
+        evidence += f"; no facts are read from its data.pkl, which has {error}"
+    except (PickleError, ZipError) as error:
+        raise PickleError(f"{evidence}; but data.pkl is broken: {error}") from error
+    for key, storage in machine.storages.items():
+        record = records.get(f"{top}data/{key}")
+        if record is None or record.file_size < (storage.size or 0):
+            fault = "short" if record else "missing"
+            raise ZipError(f"{evidence}; but data/{key[:40]}, to which data.pkl refers, is {fault}")
+    return Part(whole=True, evidence=evidence, fingerprint=digest_of(list(records.values())), content_digest=True,
+                content=content)
+
+
+def _run(machine: Machine, file: BinaryIO, record: zipfile.ZipInfo) -> Any:
+    if record.compress_type != zipfile.ZIP_STORED or record.file_size <= IN_MEMORY:
+        data = unpack(file, record, IN_MEMORY)
+        return machine.run(BytesIO(data), len(data))
+    begin = start_of(file, record)
+    file.seek(begin)
+    return machine.run(file, begin + record.file_size)
+
+
+def _payloads(path: Path, records: dict[str, zipfile.ZipInfo], folder: str) -> Payloads:
+    def read(key: str, offset: int, length: int) -> bytes:
+        record = records.get(f"{folder}{key}")
+        if record is None or record.compress_type != zipfile.ZIP_STORED or offset + length > record.file_size:
+            raise ZipError(f"no such bytes in data/{key[:40]}")
+        with path.open("rb") as file:
+            file.seek(start_of(file, record) + offset)
+            return file.read(length)
+
+    return read

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckptwatch.core.dispatch import Waiting, backoff, choose
 from ckptwatch.errors import StateError
+from ckptwatch.formats.base import format_named
 from ckptwatch.model import EvaluationState, Failure, FailureKind, evolve
 from ckptwatch.recipes import ContentDigests, input_stamp, inspect_recipe
 from ckptwatch.settings import Settings
@@ -127,8 +128,11 @@ class EvaluationStage:
             if not evaluations.claim(conn, evaluation.id, log=logfile, now=now):
                 return
         rule = self._settings.root_rule(run.root)
+        format_ = format_named(checkpoint.format)
+        path = checkpoint.path if format_ is None else \
+            format_.variant_path(checkpoint.path, checkpoint.members, evaluation.variant)
         job = Job(
-            job=f"{evaluation.id}#{evaluation.attempts + 1}", checkpoint=checkpoint.path, format=checkpoint.format,
+            job=f"{evaluation.id}#{evaluation.attempts + 1}", checkpoint=path, format=checkpoint.format,
             run=run.name, step=checkpoint.step, epoch=checkpoint.epoch, variant=evaluation.variant,
             recipe=self._settings.recipes[evaluation.recipe], work_dir=work_dir, cache_dir=cache, log=logfile,
             trusted=bool(rule and rule.trusted))

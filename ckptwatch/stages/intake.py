@@ -1,19 +1,19 @@
 """From a root to recorded checkpoints: is it the right root, what settled, which run, step and generation."""
 
 import logging
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ckptwatch.apply.places import Marker, place_marker, read_marker
 from ckptwatch.core.generations import next_generation
-from ckptwatch.core.naming import parse_name, run_name
+from ckptwatch.core.naming import run_directory, run_name, whole_name
 from ckptwatch.errors import RootError
-from ckptwatch.formats.base import formats
+from ckptwatch.formats.base import NamePatterns, formats
 from ckptwatch.model import Checkpoint, CheckpointEvent, CheckpointState, Identity, Run
 from ckptwatch.settings import RootRule
 from ckptwatch.store import checkpoints, evaluations, events, roots, runs
 from ckptwatch.store.database import Connection, Database
 from ckptwatch.watch.catalogue import Catalogue, Finding, Found, Vanished
-from ckptwatch.watch.scanner import scan
+from ckptwatch.watch.scanner import Scanner
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ class Intake:
         self.problem = "not looked at yet"
         self._db = db
         self._observe_only = observe_only
-        self._catalogue = Catalogue(root=rule.root, quiet=rule.quiet)
-        self._remembered = False
+        self._names = NamePatterns(patterns=rule.names)
+        self._begin()
         self._unreadable: set[tuple[Path, str]] = set()  # said once
 
     @property
@@ -47,20 +47,26 @@ class Intake:
 
     def start_over(self) -> None:
         """What was seen could not be recorded: take the record anew and look again."""
-        self._catalogue = Catalogue(root=self.rule.root, quiet=self.rule.quiet)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._scanner = Scanner(self.rule.root, formats(), self.rule.exclude)
+        self._catalogue = Catalogue(formats=formats(), quiet=self.rule.quiet, names=self._names, again=self._scanner.sight)
         self._remembered = False
 
-    def scan(self, top: Path, *, now: float) -> set[int]:
-        """Look at `top` and everything below. Returns the ids of the runs that changed."""
+    def scan(self, directory: Path, *, now: float) -> set[int]:
+        """Look at a directory and at what is new below it; at everything, if it is the root. Returns the ids of the runs
+        that changed."""
         if not self._is_right_root(now):
             return set()
-        seen = scan(top, root=self.rule.root, formats=formats(), exclude=self.rule.exclude)
-        for directory, cause in set(seen.unreadable) - self._unreadable:
-            shown = str(directory).encode(errors="backslashreplace").decode()  # it may be no text, and a log is
+        everything = directory == self.rule.root
+        seen = self._scanner.scan() if everything else self._scanner.look(directory)
+        for place, cause in set(seen.unreadable) - self._unreadable:
+            shown = str(place).encode(errors="backslashreplace").decode()  # it may be no text, and a log is
             log.warning("cannot read %s: %s; what is recorded below it stands", shown, cause)
-        self._unreadable = set(seen.unreadable) if top == self.rule.root else self._unreadable | set(seen.unreadable)
-        changed = self._record(self._catalogue.observe(seen, top=top, now=now), now)
-        if top == self.rule.root:
+        self._unreadable = set(seen.unreadable) if everything else self._unreadable | set(seen.unreadable)
+        changed = self._record(self._catalogue.observe(seen, now=now), now)
+        if everything:
             with self._db.write() as conn:
                 roots.note(conn, self.rule.root, problem="", scanned_at=now)
         return changed
@@ -96,7 +102,9 @@ class Intake:
             return False
         if not self._remembered:
             with self._db.read() as conn:
-                self._catalogue.remember(checkpoints.known_identities(conn, self.rule.root))
+                complete = checkpoints.known_identities(conn, self.rule.root, CheckpointState.COMPLETE)
+                self._catalogue.remember(
+                    complete, checkpoints.known_identities(conn, self.rule.root, CheckpointState.INCOMPLETE))
             self._remembered = True
         return True
 
@@ -174,12 +182,14 @@ class Intake:
     def _found(self, conn: Connection, found: Found, begun: set[int], now: float) -> int | None:
         before = checkpoints.living(conn, found.path)
         if before is not None:
-            if before.identity == found.identity and before.state is CheckpointState.COMPLETE:
+            complete = before.state is CheckpointState.COMPLETE
+            if before.identity == found.identity and complete == found.facts.complete:
                 return None
             if before.state is CheckpointState.COMPLETE and _same_content(before.identity, found):
                 # Touched, or copied over itself: its scores, pin and place in the run stand.
-                checkpoints.reidentify(conn, before.id, found.identity)
-                self._tell(conn, runs.run(conn, before.run_id), "touched", found, "same content, other file time", now)
+                checkpoints.reidentify(conn, before.id, found.identity, found.facts, found.members)
+                run = runs.run(conn, before.run_id)
+                self._tell(conn, run, "touched", found, "same weights, other file time or report", now)
                 return before.run_id
             checkpoints.move(conn, before.id, CheckpointEvent.REWRITTEN)
             evaluations.abandon(conn, before.id, now=now)
@@ -191,15 +201,14 @@ class Intake:
         return self._new(conn, found, begun, before=before, now=now)
 
     def _new(self, conn: Connection, found: Found, begun: set[int], *, before: Checkpoint | None, now: float) -> int:
-        relative = PurePosixPath(found.path.parent.relative_to(self.rule.root).as_posix())
-        name = run_name(relative)
+        name = run_name(run_directory(found.path, whole=found.claim.whole).relative_to(self.rule.root))
         run, is_new = runs.run_named(conn, self.rule.root, name, path=self.rule.root / name, now=now)
         if is_new:
             begun.add(run.id)
         generation = self._generation(conn, run, found, back_catalogue=run.id in begun)
         checkpoint = checkpoints.record(
-            conn, run_id=run.id, path=found.path, identity=found.identity, facts=found.facts,
-            role=parse_name(found.path.name).role, generation=generation, now=now)
+            conn, run_id=run.id, path=found.path, members=found.members, identity=found.identity, facts=found.facts,
+            role=self._names.parse(whole_name(found.path)).role, generation=generation, now=now)
         if before is not None and before.pinned_by is not None:  # a person meant the name; its content may be new
             checkpoints.pin(conn, checkpoint.id, before.pinned_by)
         if found.facts.complete:
@@ -228,8 +237,7 @@ class Intake:
 
 
 def _same_content(judged: Identity, found: Found) -> bool:
-    return (found.facts.complete and found.facts.content_digest and found.identity.size == judged.size
-            and found.identity.fingerprint == judged.fingerprint)
+    return found.facts.complete and found.facts.content_digest and found.identity.fingerprint == judged.fingerprint
 
 
 def _in_step_order(finding: Finding) -> tuple[int, int, str]:

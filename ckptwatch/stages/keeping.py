@@ -91,6 +91,9 @@ class KeepingStage:
 
     def _link(self, a: Assessment, now: float) -> None:
         try:
+            if a.alias_problem:
+                raise AliasError("set aliases", a.alias_problem, hint="take away aliases.directory; then they go below "
+                                 f"{run_dir(a.run.root, a.run.name)}")
             changes = apply_aliases(a.aliases, record_dir=run_dir(a.run.root, a.run.name))
         except AliasError as error:
             if self._alias_problems.get(a.run.id) != str(error):

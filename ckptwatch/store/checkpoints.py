@@ -19,14 +19,15 @@ LIVING = (CheckpointState.INCOMPLETE, CheckpointState.COMPLETE)
 
 
 def record(
-    conn: Connection, *, run_id: int, path: Path, identity: Identity, facts: Facts, role: Role, generation: int, now: float,
+    conn: Connection, *, run_id: int, path: Path, members: tuple[str, ...] = (), identity: Identity, facts: Facts,
+    role: Role, generation: int, now: float,
 ) -> Checkpoint:
-    """A new row for a path without a living one."""
+    """A new row for a path without a living one. `members` are the names of a set of files, () for a lone entry."""
     state = CheckpointState.COMPLETE if facts.complete else CheckpointState.INCOMPLETE
     result = conn.execute(insert(checkpoints).values(
-        run_id=run_id, path=str(path), format=facts.format, state=state, evidence=facts.evidence, role=role,
-        generation=generation, step=facts.step, epoch=facts.epoch, metrics=_finite(facts), variants=list(facts.variants),
-        found_at=now, **identity.__dict__,
+        run_id=run_id, path=str(path), members=list(members), format=facts.format, state=state, evidence=facts.evidence,
+        role=role, generation=generation, step=facts.step, epoch=facts.epoch, metrics=_finite(facts),
+        variants=list(facts.variants), found_at=now, **identity.__dict__,
     ))
     return checkpoint(conn, result.inserted_primary_key[0])
 
@@ -63,11 +64,11 @@ def departed(conn: Connection, path: Path, identity: Identity) -> Checkpoint | N
     return None if row is None else _checkpoint(row)
 
 
-def known_identities(conn: Connection, root: Path) -> dict[Path, Identity]:
-    """Path → identity of everything on disk below a root."""
+def known_identities(conn: Connection, root: Path, state: CheckpointState) -> dict[Path, Identity]:
+    """Path → identity of everything below a root that is in a state."""
     c = checkpoints.c
     query = (select(c.path, c.device, c.inode, c.size, c.mtime_ns, c.fingerprint)
-             .join(runs, runs.c.id == c.run_id).where(runs.c.root == str(root), c.state.in_(LIVING)))
+             .join(runs, runs.c.id == c.run_id).where(runs.c.root == str(root), c.state == state))
     return {
         Path(r.path): Identity(device=r.device, inode=r.inode, size=r.size, mtime_ns=r.mtime_ns, fingerprint=r.fingerprint)
         for r in conn.execute(query)
@@ -112,9 +113,10 @@ def _meant(found: list[Checkpoint], in_trash: bool) -> Checkpoint | None:
     return min(found, key=lambda c: rank.get(c.state, len(first)), default=None)
 
 
-def reidentify(conn: Connection, checkpoint_id: int, identity: Identity) -> None:
-    """The same content under another inode or file time."""
-    conn.execute(update(checkpoints).where(checkpoints.c.id == checkpoint_id).values(**identity.__dict__))
+def reidentify(conn: Connection, checkpoint_id: int, identity: Identity, facts: Facts, members: tuple[str, ...]) -> None:
+    """The same weights under another inode or file time, or with another report beside them."""
+    conn.execute(update(checkpoints).where(checkpoints.c.id == checkpoint_id).values(
+        members=list(members), evidence=facts.evidence, metrics=_finite(facts), **identity.__dict__))
 
 
 def pin(conn: Connection, checkpoint_id: int, by: str | None) -> None:
@@ -129,10 +131,10 @@ def _finite(facts: Facts) -> dict[str, float | None]:
 
 def _checkpoint(row: Row) -> Checkpoint:
     return Checkpoint(
-        id=row.id, run_id=row.run_id, path=Path(row.path), format=row.format, state=CheckpointState(row.state),
-        evidence=row.evidence, role=Role(row.role), generation=row.generation, step=row.step, epoch=row.epoch,
-        metrics={k: float("nan") if v is None else v for k, v in row.metrics.items()}, variants=tuple(row.variants),
-        found_at=row.found_at, pinned_by=row.pinned_by,
+        id=row.id, run_id=row.run_id, path=Path(row.path), members=tuple(row.members), format=row.format,
+        state=CheckpointState(row.state), evidence=row.evidence, role=Role(row.role), generation=row.generation,
+        step=row.step, epoch=row.epoch, metrics={k: float("nan") if v is None else v for k, v in row.metrics.items()},
+        variants=tuple(row.variants), found_at=row.found_at, pinned_by=row.pinned_by,
         identity=Identity(device=row.device, inode=row.inode, size=row.size, mtime_ns=row.mtime_ns,
                           fingerprint=row.fingerprint),
     )

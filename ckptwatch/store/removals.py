@@ -46,11 +46,11 @@ def of_checkpoint(conn: Connection, checkpoint_id: int) -> Removal | None:
 
 
 def _joined() -> Select[Any]:
-    return (select(removals, runs.c.name.label("run"), checkpoints.c.step)
+    return (select(removals, runs.c.name.label("run"), checkpoints.c.step, checkpoints.c.members)
             .join(checkpoints, checkpoints.c.id == removals.c.checkpoint_id).join(runs, runs.c.id == checkpoints.c.run_id))
 
 
 def _removal(row: Row) -> Removal:
     return Removal(id=row.id, checkpoint_id=row.checkpoint_id, run=row.run, step=row.step, original=Path(row.original),
                    trash=Path(row.trash), state=RemovalState(row.state), reason=row.reason, bytes=row.bytes, at=row.at,
-                   purge_at=row.purge_at)
+                   purge_at=row.purge_at, members=tuple(row.members))

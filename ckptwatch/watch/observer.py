@@ -78,4 +78,6 @@ class _Handler(FileSystemEventHandler):
             if raw:
                 path = Path(raw if isinstance(raw, str) else raw.decode(errors="surrogateescape"))
                 if OURS not in path.parts and path != self._root:  # the root's own parent is not ours to look at
-                    self._hint(self._root, path if event.is_directory and path.is_dir() else path.parent)
+                    self._hint(self._root, path.parent)
+                    if event.is_directory and path.is_dir():
+                        self._hint(self._root, path)  # another one may have been moved here under a known name

@@ -12,7 +12,7 @@ from ckptwatch.apply.pruner import Pruner
 from ckptwatch.apply.renaming import directory_below, rename_noreplace
 from ckptwatch.errors import RemovalRefused
 from ckptwatch.model import CheckpointState, RemovalState, evolve
-from ckptwatch.testing import entry_at
+from ckptwatch.watch.sightings import sight_path
 from tests.support import save, tree
 from tests.yard import Yard
 
@@ -44,7 +44,7 @@ def test_a_removed_checkpoint_comes_back_bit_for_bit(yard):
     assert (removal.state, removal.purge_at) == (RemovalState.TRASHED, 160.0)
     back = yard.restore(removal)
     assert checkpoint.path.read_bytes() == data and back.identity == checkpoint.identity
-    assert entry_at(checkpoint.path).mtime_ns == checkpoint.identity.mtime_ns
+    assert sight_path(checkpoint.path).mtime_ns == checkpoint.identity.mtime_ns
     assert yard.state(checkpoint) is CheckpointState.COMPLETE and "alice" in back.pinned_by
     assert yard.journal() == [RemovalState.RESTORED]
     assert yard.kinds() == ["trashed", "restored"]
@@ -200,7 +200,7 @@ def test_nothing_outside_the_root_is_ever_touched(yard, tmp_path):
     save(yard.root / "a/0100.pt")
     checkpoint = yard.record("a/0100.pt")
     for path in (tmp_path / "outside/0100.pt", yard.root / "../outside/0100.pt", yard.root / "a/../../outside/0100.pt"):
-        stray = evolve(checkpoint, path=path, identity=entry_at(tmp_path / "outside/0100.pt").identity)
+        stray = evolve(checkpoint, path=path, identity=sight_path(tmp_path / "outside/0100.pt").identity)
         with pytest.raises(RemovalRefused):
             yard.remove(stray)
     assert (tmp_path / "outside/0100.pt").read_bytes() == data

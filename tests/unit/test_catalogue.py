@@ -4,10 +4,11 @@ import os
 
 import pytest
 
-from ckptwatch.formats.base import formats
+from ckptwatch.formats.base import Family, formats
 from ckptwatch.model import Facts, evolve
 from ckptwatch.watch.catalogue import Catalogue, Found
-from ckptwatch.watch.scanner import Scan, Sighting, entry_of, scan
+from ckptwatch.watch.scanner import Scan, Scanner
+from ckptwatch.watch.sightings import sight_path
 from ckptwatch.watch.writers import has_writer
 from tests.support import save
 
@@ -17,14 +18,15 @@ LATER = 4_000_000_000.0  # a time at which every file written now has been quiet
 class Watch:
     """A catalogue, its root and a clock."""
 
-    def __init__(self, root, quiet=10.0, writer=lambda path: False):
+    def __init__(self, root, quiet=10.0, writer=lambda path: False, formats=formats()):
         self.root, self.now = root, LATER
-        self.catalogue = Catalogue(root=root, quiet=quiet, writer=writer)
+        self.scanner = Scanner(root, formats)
+        self.catalogue = Catalogue(formats=formats, quiet=quiet, writer=writer, again=self.scanner.sight)
 
     def look(self, top=None, after=100.0):
         self.now += after
-        seen = scan(top or self.root, root=self.root, formats=formats())
-        return self.tell(self.catalogue.observe(seen, top=top or self.root, now=self.now))
+        seen = self.scanner.scan() if top is None else self.scanner.look(top)
+        return self.tell(self.catalogue.observe(seen, now=self.now))
 
     def settle(self, after=100.0):
         self.now += after
@@ -32,6 +34,13 @@ class Watch:
 
     def tell(self, findings):
         return sorted((type(f).__name__, str(f.path.relative_to(self.root))) for f in findings)
+
+
+class AnyFile(Family):
+    """Takes every file for a checkpoint."""
+
+    def claims(self, folder):
+        return [self.claim_files(folder, name) for name in folder.files]
 
 
 @pytest.fixture
@@ -47,13 +56,13 @@ def test_what_is_found_once_is_no_news(watch):
 
 def test_what_is_recorded_is_no_news_after_a_restart(watch):
     save(watch.root / "a/1.pt")
-    watch.catalogue.remember({watch.root / "a/1.pt": entry_of(watch.root / "a/1.pt").identity})
+    watch.catalogue.remember({watch.root / "a/1.pt": sight_path(watch.root / "a/1.pt").identity})
     assert watch.look() == []
 
 
 def test_a_file_vanished_while_we_were_away_is_noticed(watch):
     save(watch.root / "a/1.pt")
-    watch.catalogue.remember({watch.root / "a/1.pt": entry_of(watch.root / "a/1.pt").identity})
+    watch.catalogue.remember({watch.root / "a/1.pt": sight_path(watch.root / "a/1.pt").identity})
     (watch.root / "a/1.pt").unlink()
     assert watch.look() == [("Vanished", "a/1.pt")]
     assert watch.look() == []
@@ -64,7 +73,7 @@ def test_a_rewritten_file_is_another_identity(watch, how):
     path = watch.root / "a/1.pt"
     data = save(path)
     watch.look()
-    before = watch.catalogue._known[path]
+    before = watch.catalogue._known[path.parent][path]
     if how == "rename":
         save(path)
     elif how == "in place":
@@ -73,7 +82,7 @@ def test_a_rewritten_file_is_another_identity(watch, how):
         path.write_bytes(data)
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     assert watch.look() == [("Found", "a/1.pt")]
-    assert watch.catalogue._known[path] != before
+    assert watch.catalogue._known[path.parent][path] != before
 
 
 def test_a_file_moved_into_place_is_found_and_the_old_name_vanishes(watch):
@@ -97,8 +106,8 @@ def test_an_unreadable_directory_is_no_loss(watch):
     save(watch.root / "a/b/1.pt")
     save(watch.root / "c/1.pt")
     watch.look()
-    blind = Scan(sightings=[], unreadable=[(watch.root / "a", "Input/output error")])
-    assert watch.tell(watch.catalogue.observe(blind, top=watch.root, now=watch.now)) == [("Vanished", "c/1.pt")]
+    blind = Scan(visited={str(watch.root)}, unreadable=[(watch.root / "a", "Input/output error")])
+    assert watch.tell(watch.catalogue.observe(blind, now=watch.now)) == [("Vanished", "c/1.pt")]
     assert ("Found", "a/b/1.pt") not in watch.look(), "it was never lost"
 
 
@@ -116,7 +125,7 @@ def test_a_file_with_a_writer_waits_whatever_its_age(tmp_path):
 def test_a_fresh_file_waits_for_the_quiet_time(tmp_path):
     watch = Watch(tmp_path, quiet=10.0)
     save(tmp_path / "a/1.pt")
-    watch.now = entry_of(tmp_path / "a/1.pt").mtime_ns / 1e9
+    watch.now = sight_path(tmp_path / "a/1.pt").mtime_ns / 1e9
     assert watch.look(after=1.0) == []
     assert watch.now < watch.catalogue.recheck_at <= watch.now + 10
     assert watch.settle(after=5.0) == []
@@ -127,7 +136,7 @@ def test_a_file_that_changes_starts_its_quiet_time_anew(tmp_path):
     watch = Watch(tmp_path, quiet=10.0)
     path = tmp_path / "a/1.pt"
     save(path)
-    watch.now = begin = entry_of(path).mtime_ns / 1e9
+    watch.now = begin = sight_path(path).mtime_ns / 1e9
     watch.look(after=1.0)
     os.utime(path, (begin + 8, begin + 8))
     assert watch.settle(after=10.0) == []
@@ -138,39 +147,32 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path):
     path = tmp_path / "a/1.pt"
     save(path)
 
-    class Meddling:
+    class Meddling(AnyFile):
         name, calls = "meddling", 0
 
-        def claims(self, entry):
-            return True
-
-        def examine(self, path):
+        def examine(self, claim):
             self.calls += 1
             if self.calls == 1:
                 save(path)
             return Facts(format=self.name, complete=True, evidence="ok")
 
     format_ = Meddling()
-    watch = Watch(tmp_path)
-    seen = Scan(sightings=[Sighting(entry=entry_of(path), format=format_)])
-    assert watch.catalogue.observe(seen, top=tmp_path, now=LATER) == []
+    watch = Watch(tmp_path, formats=[format_])
+    assert watch.look() == []
     [found] = watch.catalogue.settle(now=LATER + 100)
     assert isinstance(found, Found) and found.identity.inode == path.stat().st_ino and format_.calls == 2
 
 
 def test_a_broken_third_party_format_does_not_stop_the_watch(tmp_path):
-    class Broken:
+    class Broken(AnyFile):
         name = "broken"
 
-        def claims(self, entry):
-            return True
-
-        def examine(self, path):
+        def examine(self, claim):
             raise ZeroDivisionError
 
     save(tmp_path / "a/1.pt")
-    seen = Scan(sightings=[Sighting(entry=entry_of(tmp_path / "a/1.pt"), format=Broken())])
-    [found] = Watch(tmp_path).catalogue.observe(seen, top=tmp_path, now=LATER)
+    watch = Watch(tmp_path, formats=[Broken()])
+    [found] = watch.catalogue.observe(watch.scanner.scan(), now=LATER)
     assert not found.facts.complete and "broken failed" in found.facts.evidence
 
 
@@ -203,11 +205,11 @@ def test_a_link_swapped_in_for_a_waiting_file_is_not_read(tmp_path):
     watch = Watch(tmp_path, writer=has_writer)
     save(tmp_path / "a/1.pt")
     save(tmp_path / "elsewhere/2.txt.pt")
-    seen = scan(tmp_path / "a", root=tmp_path, formats=formats())
+    seen = watch.scanner.scan()
     (tmp_path / "a/1.pt").unlink()
     (tmp_path / "a/1.pt").symlink_to(tmp_path / "elsewhere/2.txt.pt")
-    findings = watch.catalogue.observe(seen, top=tmp_path / "a", now=LATER)
-    assert not any(isinstance(f, Found) and f.facts.complete for f in findings)
+    findings = watch.catalogue.observe(seen, now=LATER)
+    assert [f.path.name for f in findings if isinstance(f, Found)] == ["2.txt.pt"], "found only where it really lies"
 
 
 def test_what_we_moved_away_is_no_loss(watch):
@@ -220,7 +222,7 @@ def test_what_we_moved_away_is_no_loss(watch):
 
 def test_a_remounted_filesystem_changes_no_identity(watch):
     save(watch.root / "a/1.pt")
-    entry = entry_of(watch.root / "a/1.pt")
-    watch.catalogue.remember({entry.path: evolve(entry.identity, device=entry.device + 7)})
+    seen = sight_path(watch.root / "a/1.pt")
+    watch.catalogue.remember({seen.path: evolve(seen.identity, device=seen.device + 7)})
     assert watch.look() == []
 

@@ -1,6 +1,7 @@
 """What a name says, and that no name can say too much."""
 
 import math
+import re
 import time
 from pathlib import PurePosixPath
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ckptwatch.core.naming import NameFacts, parse_name, run_name, suffix_of
+from ckptwatch.core.naming import NameFacts, parse_name, run_directory, run_name, suffix_of, whole_name
 from ckptwatch.model import Role
 
 R, F, L, B = Role.REGULAR, Role.FINAL, Role.LAST, Role.BEST
@@ -55,6 +56,14 @@ NAMES = [
     ("best_model_9_val_acc=0.77.pt", 9, None, {"val_acc": 0.77}, B),
     ("checkpoint-12.pth.tar", None, 12, {}, R),
     ("recovery-3-1200.pth.tar", None, 3, {}, R),
+    ("05-0.32.keras", None, 5, {}, R),  # its metric has no name
+    ("weights.05-0.32.weights.h5", None, 5, {}, R),
+    ("weights-05.weights.h5", None, 5, {}, R),  # Keras counts epochs
+    ("w_epoch_05.weights.json", None, 5, {}, R),
+    ("model010000.pt", 10000, None, {}, R),
+    ("ema_0.9999_010000.pt", 10000, None, {}, R),
+    ("training_checkpoint_9.pt", 9, None, {}, R),
+    ("epoch=1-val/acc=0.688.ckpt", None, 1, {"val/acc": 0.688}, R),
     ("final.pt", None, None, {}, F),
     ("model_final.pth", None, None, {}, F),
     ("checkpoint-final", None, None, {}, F),
@@ -161,3 +170,37 @@ def test_the_suffix_is_no_part_of_a_number(name, suffix):
 )
 def test_a_run_is_named_by_its_path_without_conventional_directories(directory, name):
     assert run_name(PurePosixPath(directory)) == name
+
+
+OWN = tuple(re.compile(p, re.ASCII) for p in (
+    r"(?P<step>\d+)k_(?P<fid>[\d.]+)\.pt", r"stage(?P<epoch>\d+)_(?P<role>best|last)\.bin", r"odd_(?P<step>\w+)\.pt"))
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("20k_7.5.pt", NameFacts(step=20, metrics={"fid": 7.5})),
+    ("stage3_best.bin", NameFacts(epoch=3, role=Role.BEST)),
+    ("odd_one.pt", NameFacts()),  # the group holds no number: nothing is known, and ours are not asked any more
+    ("20k_7.5.pt.tmp", NameFacts()),
+    ("step_5.pt", NameFacts(step=5)),
+])
+def test_a_users_patterns_come_first_and_match_whole_names(name, expected):
+    assert parse_name(name, OWN) == expected
+
+
+@pytest.mark.parametrize(("path", "whole", "run"), [
+    ("r/epoch=1-val/acc=0.688.ckpt", "epoch=1-val/acc=0.688.ckpt", "r"),
+    ("r/checkpoints/epoch=1-step=5-val/acc=0.688.ckpt", "epoch=1-step=5-val/acc=0.688.ckpt", "r"),
+    ("r/epoch=1.ckpt", "epoch=1.ckpt", "r"),
+    ("lr=0.1-val/acc=0.5.ckpt", "acc=0.5.ckpt", "lr=0.1-val"),  # an experiment's directory, not half a name
+])
+def test_a_name_cut_in_two_by_a_metric_is_put_together_again(path, whole, run):
+    assert whole_name(PurePosixPath(path)) == whole
+    assert run_name(run_directory(PurePosixPath(path), whole=False)) == run
+
+
+@pytest.mark.parametrize(("path", "run"), [
+    ("exp/checkpoint-500", "exp"), ("exp/checkpoints/step_5", "exp"), ("exp/final_model", "exp"),
+    ("my-pipeline", "my-pipeline"), ("exp/merged", "exp/merged"),
+])
+def test_a_directory_that_is_a_checkpoint_belongs_to_a_run(path, run):
+    assert run_name(run_directory(PurePosixPath(path), whole=True)) == run

@@ -11,7 +11,7 @@ import pytest
 
 from ckptwatch.formats.base import formats
 from ckptwatch.watch.catalogue import Catalogue
-from ckptwatch.watch.scanner import scan
+from ckptwatch.watch.scanner import Scanner
 from ckptwatch.watch.writers import has_holder, has_writer
 from tests.support import save, until, zip_bytes
 
@@ -137,11 +137,12 @@ def test_a_slow_writer_is_never_taken_for_finished(tmp_path):
     child.stdin.write(data)
     child.stdin.flush()
     assert child.stdout.readline() == b"ready\n"
-    catalogue = Catalogue(root=tmp_path, quiet=0.0)
+    scanner = Scanner(tmp_path, formats())
+    catalogue = Catalogue(formats=formats(), quiet=0.0, again=scanner.sight)
     verdicts = []
 
     def look():
-        findings = catalogue.observe(scan(tmp_path, root=tmp_path, formats=formats()), top=tmp_path, now=time.time())
+        findings = catalogue.observe(scanner.scan(), now=time.time())
         verdicts.extend(f.facts.complete for f in findings)
         return findings
 
@@ -151,7 +152,7 @@ def test_a_slow_writer_is_never_taken_for_finished(tmp_path):
         assert look() == [] and catalogue.writing == {path: "open for writing"}
         proceed(child)
         assert child.stdout.readline() == b"closed\n"
-        catalogue._waiting.clear()  # the event of closing makes the daemon look at once
+        catalogue._waiting[path].recheck_at = 0.0  # the event of closing makes the daemon look at once
         until(look, what="settled")
     child.communicate()
     assert verdicts == [False, False, False, True]
@@ -159,9 +160,9 @@ def test_a_slow_writer_is_never_taken_for_finished(tmp_path):
 
 def test_between_two_parts_the_quiet_time_protects(tmp_path):
     path, data = tmp_path / "0100.pt", zip_bytes({"step": 100})
-    catalogue = Catalogue(root=tmp_path, quiet=3600.0)
+    scanner = Scanner(tmp_path, formats())
+    catalogue = Catalogue(formats=formats(), quiet=3600.0, again=scanner.sight)
     for part in (data[:100], data):
         path.write_bytes(part)
-        seen = scan(tmp_path, root=tmp_path, formats=formats())
-        assert catalogue.observe(seen, top=tmp_path, now=time.time()) == []
+        assert catalogue.observe(scanner.scan(), now=time.time()) == []
         assert "needs 1h" in catalogue.writing[path]
