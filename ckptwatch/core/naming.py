@@ -7,6 +7,7 @@ about it, and what cannot be parsed is never removed.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import PurePath
 
 from ckptwatch.model import Role
@@ -116,6 +117,11 @@ def parse_name(name: str, own: Iterable[re.Pattern[str]] = ()) -> NameFacts:
     for pattern in own:
         if match := pattern.fullmatch(name):
             return _by_groups(match.groupdict())
+    return _parse(name)
+
+
+@lru_cache(maxsize=8192)  # a tree has the same names in many runs, and several formats ask about each
+def _parse(name: str) -> NameFacts:
     match = next(filter(None, (row.fullmatch(name) for row in _TABLE)), None)
     if match is None:
         return NameFacts()

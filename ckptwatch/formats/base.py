@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -32,7 +32,7 @@ class Folder:
     links: frozenset[str] = frozenset()
     is_root: bool = False                  # a watched root is never a checkpoint itself
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.path.name
 
@@ -191,26 +191,26 @@ def format_named(name: str) -> Format | None:
     return next((f for f in formats() if f.name == name), None)
 
 
-def claims_in(folder: Folder, among: Sequence[Format] | None = None) -> Iterator[Claim]:
+def claims_in(folder: Folder, among: Sequence[Format] | None = None) -> list[Claim]:
     """What the formats claim, each name at most once: an earlier format's claim hides it from the later ones.
 
     If the directory itself is claimed, that is the only claim.
     """
-    left = folder
+    left, found = folder, []
     for format_ in formats() if among is None else among:
         taken: set[str] = set()
         for claim in format_.claims(left):
             if claim.whole:
                 if not folder.is_root:
-                    yield claim
-                    return
+                    return [claim]
                 continue
-            names = {member.name for member in claim.members}
+            names = {claim.path.name} if len(claim.members) == 1 else {member.name for member in claim.members}
             if taken.isdisjoint(names):  # else a plugin claims one name twice
                 taken |= names
-                yield claim
+                found.append(claim)
         if taken:
             left = replace(left, files=left.files - taken, folders=left.folders - taken)
+    return found
 
 
 def list_folder(path: Path, *, is_root: bool = False) -> Folder:

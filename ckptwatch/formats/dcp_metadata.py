@@ -10,6 +10,7 @@ from typing import Any
 
 from ckptwatch.formats.inert_pickle import Inert, load_inert
 from ckptwatch.formats.pickle_walk import TooLargeError
+from ckptwatch.formats.reading import open_regular
 
 LIMIT = 32 * 1024 * 1024  # bytes; some 200,000 stored tensors
 OPCODES = 10_000_000      # some 100,000 stored tensors: six seconds, and 300 MB for as long
@@ -39,7 +40,7 @@ class Index:
 
 def read_index(path: Path) -> Index:
     """Raises OSError; TooLargeError for one that is not read; ValueError, in words, for no metadata of a checkpoint."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         data = file.read(LIMIT + 1)
     if len(data) > LIMIT:
         raise TooLargeError(f"more than {LIMIT:,} bytes")

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from ckptwatch.formats.dcp_metadata import Index, Record, read_index
 from ckptwatch.formats.pickle_walk import TooLargeError
+from ckptwatch.formats.reading import open_regular
 from ckptwatch.formats.safetensors_file import look_safetensors
 from ckptwatch.formats.words import counted
 
@@ -50,7 +51,7 @@ def judge_dcp(directory: Path) -> DcpVerdict:
     if ".metadata.tmp" in names:
         return _no(".metadata.tmp is there: the save has not finished")
     shards = sum(map(is_shard, names))
-    if ".metadata" not in names:
+    if not _is_file(directory / ".metadata"):
         if any(map(_OWN_METADATA.fullmatch, names)):
             return _no("each rank wrote metadata of its own, and nothing says how many ranks there are")
         return _no(f"{counted(shards, 'shard')}, .metadata, which is written last, is missing")
@@ -83,7 +84,7 @@ def _by_index(directory: Path, index: Index) -> DcpVerdict:
 
 def _wrong(path: Path, last: Record) -> str:
     """What is wrong with a shard of which we know the last record; "" if nothing is. Raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < last.end:
             return f"{size:,} bytes of {last.end:,}"

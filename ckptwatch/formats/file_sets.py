@@ -56,6 +56,8 @@ _GRAMMARS = (
 )
 _BEGINNINGS = ("model", "weights", "checkpoint", "ckpt", "opt", "scheduler", "scaler", "meta", "state", "trainer_state",
                "training_state", "ema", "G_", "D_", "ep")
+# Of these every set has one; in most directories there is none, and nothing more has to be looked at.
+_COMPANIONS = ("model_ema", *(b for b in _BEGINNINGS if b not in ("model", "weights", "checkpoint", "ckpt", "G_")))
 _STEP = re.compile(r"\d{1,12}$")
 _RANK = re.compile(r"(?P<stem>.*[-_]rank)(?P<rank>\d{1,6})\..*")
 
@@ -91,6 +93,8 @@ class FileSets(Family):
     )
 
     def claims(self, folder: Folder) -> Iterable[Claim]:
+        if not any(name.startswith(_COMPANIONS) for name in folder.files):
+            return
         sets = _sets(folder.files)
         if not any(s.beside for s in sets.values()):
             return

@@ -7,6 +7,7 @@ from typing import Any
 
 from ckptwatch.formats.base import About, Claim, Family, Folder
 from ckptwatch.formats.parts import Part, fingerprint_of, look, look_json
+from ckptwatch.formats.reading import open_regular
 from ckptwatch.formats.zip_directory import ZipError, digest_of, read_directory
 from ckptwatch.model import Facts
 
@@ -94,7 +95,7 @@ def _files_named(index: Any) -> set[str]:
 
 def look_keras(path: Path) -> Part:
     """Whole if the zip directory is, and names what Keras writes."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         if size == 0:
             return Part(whole=False, evidence="empty file")
@@ -111,7 +112,7 @@ def look_keras(path: Path) -> Part:
 
 def look_hdf5(path: Path) -> Part:
     """Whole if the superblock gives the size that the file has, and no writer is marked in it."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         block = file.read(64)

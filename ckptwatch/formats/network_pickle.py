@@ -4,7 +4,7 @@ EDM2 writes several per step, one for each length of its moving average; they ar
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ckptwatch.formats.base import About, Claim, Family, Folder, list_folder
@@ -63,6 +63,13 @@ class NetworkPickle(Family):
                      f"{'s' if len(weights) > 1 else ''} ends exactly at the end of its file",
             fingerprint=fingerprint_of(weights, claim.path.parent),
         )
+
+    def variant_path(self, path: Path, members: Sequence[str], variant: str) -> Path:
+        """Each average is a file of its own."""
+        for emas in _snapshots(members).values():
+            if variant in emas:
+                return path.with_name(emas[variant])
+        return path
 
     def needed(self, folder: Folder) -> Iterable[tuple[Path, str]]:
         states = _states(folder.files)

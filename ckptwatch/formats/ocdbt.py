@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ckptwatch.formats.reading import open_regular
+
 NAME = "manifest.ocdbt"
 LIMIT = 256 * 1024  # bytes; of a larger one only the length is checked
 _MAGIC = b"\x0c\xdb\x3a\x2a"
@@ -13,7 +15,7 @@ def manifest_flaw(path: Path) -> str:
 
     Layout: a magic number, its own length in 8 bytes, content, CRC-32C of all before it.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         data = file.read(LIMIT)
         size = file.seek(0, 2)
     if len(data) < 16 or not data.startswith(_MAGIC):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptwatch.formats.reading import open_regular
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -43,7 +45,7 @@ def look_pickle(path: Path) -> Part:
     from ckptwatch.formats.torch_legacy import BEGIN
     from ckptwatch.formats.torch_zip import look_torch
 
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         begin = file.read(len(BEGIN))
     if begin.startswith(b"PK") or begin == BEGIN:
         return look_torch(path)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ckptwatch.formats.reading import open_regular
+
 OPCODES = 1_000_000   # per pickle; a tensor takes about 35. Beyond it a pickle is not read to its end
 BYTES = 64 << 20      # read from one pickle, payloads that are skipped left out
 KEEP = 4096           # bytes; a longer payload is skipped: it is data, not a name
@@ -177,7 +179,7 @@ _PUTS = frozenset({pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT})
 
 def walk(path: Path) -> Walk:
     """Is this file one whole pickle? Raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         if size == 0:

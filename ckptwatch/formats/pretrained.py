@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckptwatch.core.naming import NameFacts, parse_name
 from ckptwatch.formats.parts import look
+from ckptwatch.formats.reading import open_regular
 from ckptwatch.formats.sharded_safetensors import Shards, Verdict, find_shards, judge_shards
 
 WHOLE_JSON = 1024 * 1024  # bytes; of a larger tokenizer only the two ends are read
@@ -114,7 +115,7 @@ def broken_file(path: Path) -> str:
 
 
 def _broken_json(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > WHOLE_JSON:
             first = file.read(64)

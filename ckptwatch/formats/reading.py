@@ -1,6 +1,9 @@
 """Reading untrusted files within bounds."""
 
+import errno
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,9 +43,18 @@ class BoundedReader:
         self._file.close()
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read from. Raises OSError, also for what is no plain file: opening a pipe would wait for its other end."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - given away
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return file
+
+
 def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
     """A JSON document. Raises OSError; ValueError, with words, for anything that is none or is larger than the limit."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"larger than {limit:,} bytes")
@@ -55,7 +67,7 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
 def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
     """The short text of a tracker file, stripped; "" for one that is missing, unreadable, longer or no text."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(limit + 1)
         return data.decode().strip() if len(data) <= limit else ""
     except (OSError, ValueError):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptwatch.formats.base import About, Claim, Family, Folder
 from ckptwatch.formats.parts import Part
-from ckptwatch.formats.reading import whole_number
+from ckptwatch.formats.reading import open_regular, whole_number
 from ckptwatch.model import Facts
 
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
@@ -43,7 +43,7 @@ class SafetensorsFile(Family):
 
 def look_safetensors(path: Path) -> Part:
     """Whole if size == 8 + N + end of the last tensor. The content is `__metadata__`."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         if size < 8:

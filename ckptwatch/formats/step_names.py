@@ -1,6 +1,7 @@
 """Names by which a directory is unmistakably one step of a run, and names in it that say that it is not."""
 
 import re
+from functools import lru_cache
 
 from ckptwatch.core.naming import is_cut, parse_name
 from ckptwatch.formats.base import Folder
@@ -28,6 +29,7 @@ _TEMPORARY = re.compile(
 _PLAIN = frozenset({"checkpoint", "ckpt"})  # flax: checkpoint_tmp
 
 
+@lru_cache(maxsize=8192)
 def is_step(name: str) -> bool:
     if len(name) > 255 or _STEP.fullmatch(name) is None:
         return False
@@ -35,6 +37,7 @@ def is_step(name: str) -> bool:
     return facts.role is Role.REGULAR and (facts.step is not None or facts.epoch is not None or name.startswith("CKPT+"))
 
 
+@lru_cache(maxsize=8192)
 def unfinished(name: str) -> str:
     """The step's name of which this is the temporary one; "" if it is none."""
     match = _TEMPORARY.fullmatch(name) if len(name) <= 255 else None

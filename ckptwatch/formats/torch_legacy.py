@@ -13,6 +13,7 @@ from typing import BinaryIO
 from ckptwatch.formats.base import About, Dialect, Reading
 from ckptwatch.formats.inert_pickle import InertStorage, Machine, Payloads, PickleError
 from ckptwatch.formats.parts import Part
+from ckptwatch.formats.reading import open_regular
 
 MAGIC = 0x1950A86A20F9469CFC6C
 BEGIN = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."  # the magic number, pickled with protocol 2
@@ -42,7 +43,7 @@ class TorchLegacy(Dialect):
 
 def look_legacy(path: Path) -> Part:
     """Whole if size == pickles + what they say the tensors take. The content is the tree of the object's pickle."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         if size == 0:
             return Part(whole=False, evidence="empty file")
@@ -102,7 +103,7 @@ def _size_of(storage: InertStorage, file: BinaryIO, place: int, size: int) -> in
 
 def _payloads(path: Path, places: Mapping[str, int]) -> Payloads:
     def read(key: str, offset: int, length: int) -> bytes:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(places[key] + offset)
             return file.read(length)
 

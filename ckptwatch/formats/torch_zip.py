@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from ckptwatch.formats.base import About, Claim, Dialect, Family, Folder, Reading, formats
 from ckptwatch.formats.inert_pickle import Machine, Payloads, PickleError, TooLargeError
 from ckptwatch.formats.parts import Part
+from ckptwatch.formats.reading import open_regular
 from ckptwatch.formats.torch_content import plain_reading
 from ckptwatch.formats.torch_legacy import TorchLegacy, look_legacy
 from ckptwatch.formats.zip_directory import ZipError, digest_of, read_directory, start_of, unpack
@@ -86,7 +87,7 @@ def _dialects() -> tuple[Dialect, ...]:
 
 def _judged(path: Path) -> tuple[str, Part]:
     """The name of the kind of file, and the verdict. Raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         begin = file.read(4)
         if not begin.startswith(b"PK"):
             return TorchLegacy.name, look_legacy(path)
@@ -116,7 +117,8 @@ def _look_zip(path: Path, file: BinaryIO) -> Part:
         if record is None or record.file_size < (storage.size or 0):
             fault = "short" if record else "missing"
             raise ZipError(f"{evidence}; but data/{key[:40]}, to which data.pkl refers, is {fault}")
-    return Part(whole=True, evidence=evidence, fingerprint=digest_of(list(records.values())), content_digest=True,
+    summed = any(r.CRC for r in records.values())  # torch can be told to leave the CRCs out
+    return Part(whole=True, evidence=evidence, fingerprint=digest_of(list(records.values())), content_digest=summed,
                 content=content)
 
 
@@ -134,7 +136,7 @@ def _payloads(path: Path, records: dict[str, zipfile.ZipInfo], folder: str) -> P
         record = records.get(f"{folder}{key}")
         if record is None or record.compress_type != zipfile.ZIP_STORED or offset + length > record.file_size:
             raise ZipError(f"no such bytes in data/{key[:40]}")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(start_of(file, record) + offset)
             return file.read(length)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptwatch.formats.dcp_shards import holds_shards, is_shard, judge_dcp
 from ckptwatch.formats.parts import Part, look
 from ckptwatch.formats.pretrained import is_structured, judge_weights, weights_among
+from ckptwatch.formats.reading import open_regular
 from ckptwatch.formats.sharded_safetensors import Verdict, find_shards
 from ckptwatch.formats.zip_directory import ZipError, read_directory
 
@@ -104,7 +105,7 @@ def look_inside(path: Path) -> Part:
         return look(path)
     if not name.endswith(WEIGHTS):
         return Part(whole=True, evidence="")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         first = file.read(4)
     if not first:
         return Part(whole=False, evidence="empty file")
@@ -116,7 +117,7 @@ def look_inside(path: Path) -> Part:
 
 
 def _look_npz(path: Path) -> Part:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             read_directory(file)
         except ZipError as error:

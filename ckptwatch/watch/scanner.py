@@ -34,10 +34,12 @@ class Scan:
 class _Seen:
     """One directory as it was last seen."""
 
+    path: Path
     files: list[str]
     folders: list[str]
     links: list[str]
     claims: tuple[Claim, ...] = ()   # of entries in it
+    with_folders: tuple[Claim, ...] = ()  # those of them that directories belong to
     whole: Claim | None = None       # of the directory itself
     watched: frozenset[str] = frozenset()  # files that belong to a claim
     descend: tuple[str, ...] = ()    # directories that belong to none
@@ -107,24 +109,8 @@ class Scanner:
     def _visit(self, directory: str, result: Scan) -> _Seen | None:
         """Look at one directory. None if there is nothing further to look at in it."""
         before = self._seen.get(directory)
-        watched = before.watched if before is not None else frozenset()
-        files, folders, links = [], [], []
-        stats: dict[str, tuple[int, ...]] = {}
-        infos: dict[str, os.stat_result] = {}
         try:
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if entry.is_file(follow_symlinks=False):
-                        files.append(name)
-                        if name in watched:
-                            infos[name] = info = entry.stat(follow_symlinks=False)
-                            stats[name] = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_nlink)
-                    elif entry.is_dir(follow_symlinks=False):
-                        if name[0] != ".":
-                            folders.append(name)
-                    elif entry.is_symlink():
-                        links.append(name)
+            files, folders, links, infos = _list(directory, before.watched if before is not None else frozenset())
         except FileNotFoundError:
             self._forget(directory, result)  # rotated away between the listing of its parent and now
             return None
@@ -134,7 +120,6 @@ class Scanner:
         if before is None or files != before.files or folders != before.folders or links != before.links:
             seen = self._seen[directory] = self._ask(directory, files, folders, links, before, result)
             infos = _stat_all(directory, seen.watched)
-            stats = {n: (i.st_ino, i.st_size, i.st_mtime_ns, i.st_ctime_ns, i.st_nlink) for n, i in infos.items()}
         else:
             seen = before
         if seen.whole is not None:
@@ -143,16 +128,18 @@ class Scanner:
                 result.visited.add(directory)
             return None
         if before is None:
-            result.changed[Path(directory)] = ()  # what was known of it before we started is held against what is there
-        self._take_entries(Path(directory), seen, stats, infos, result)
+            result.changed[seen.path] = ()  # what was known of it before we started is held against what is there
+        elif before.whole is not None and self._displace(seen.path):
+            self._report(seen.path.parent, result)
+        self._take_entries(seen, infos, result)
         return seen
 
     def _ask(
         self, directory: str, files: list[str], folders: list[str], links: list[str], before: _Seen | None, result: Scan,
     ) -> _Seen:
         """The formats' claims in a directory whose names are new."""
-        path = Path(directory)
-        seen = _Seen(files=files, folders=folders, links=links, stats={})
+        path = before.path if before is not None else Path(directory)
+        seen = _Seen(path=path, files=files, folders=folders, links=links)
         folder = Folder(path=path, files=frozenset(_texts(files, path, result)), is_root=path == self.root,
                         folders=frozenset(_texts(folders, path, result)), links=frozenset(links))
         if self._exclude:
@@ -164,6 +151,8 @@ class Scanner:
             seen.claims = tuple(c for c in claims if not c.aside)
             taken = {member.name for claim in claims for member in claim.members}
             seen.watched = frozenset(taken & folder.files)
+            if taken & folder.folders:
+                seen.with_folders = tuple(c for c in seen.claims if any(m.name in folder.folders for m in c.members))
             seen.descend = tuple(name for name in folders if name in folder.folders and name not in taken)
         if before is not None:
             kept = {path / name for name in seen.descend}
@@ -177,20 +166,19 @@ class Scanner:
                 result.gone.add(path)
         return seen
 
-    def _take_entries(
-        self, path: Path, seen: _Seen, stats: dict[str, tuple[int, ...]], infos: dict[str, os.stat_result], result: Scan,
-    ) -> None:
+    def _take_entries(self, seen: _Seen, infos: dict[str, os.stat_result], result: Scan) -> None:
         """The checkpoints among the entries of a directory; the directory itself is none."""
-        if self._displace(path):
-            self._report(path.parent, result)
-        with_folders = [c for c in seen.claims if any(m.name not in seen.watched for m in c.members)]
-        if stats == seen.stats and not with_folders and path not in result.changed:
+        if not seen.claims and seen.path not in result.changed:
+            return
+        path = seen.path
+        stats = {n: (i.st_ino, i.st_size, i.st_mtime_ns, i.st_ctime_ns, i.st_nlink) for n, i in infos.items()}
+        if stats == seen.stats and not seen.with_folders and path not in result.changed:
             return
         seen.stats = stats
         own = {p: s for p, s in seen.sightings.items() if s.claim.whole}
         for claim in _without_twins(seen.claims, infos):
             try:
-                if claim in with_folders:
+                if claim in seen.with_folders:
                     own[claim.path] = sight(claim)
                 else:
                     own[claim.path] = sighting_of(claim, infos[claim.path.name], [infos[m.name] for m in claim.members])
@@ -204,7 +192,7 @@ class Scanner:
 
     def _take_whole(self, claim: Claim, result: Scan) -> None:
         """A directory that is one checkpoint: it is listed with the others of the directory it lies in."""
-        home = self._seen.setdefault(str(claim.path.parent), _Seen(files=[], folders=[], links=[]))
+        home = self._seen.setdefault(str(claim.path.parent), _Seen(path=claim.path.parent, files=[], folders=[], links=[]))
         try:
             sighting = sight(claim)
         except FileNotFoundError:
@@ -248,6 +236,28 @@ class Scanner:
                 yield name
 
 
+def _list(directory: str, watched: frozenset[str]) -> tuple[list[str], list[str], list[str], dict[str, os.stat_result]]:
+    """Names of files, directories that are not hidden, and links; and the stat of the files that are watched.
+
+    Raises OSError.
+    """
+    files, folders, links = [], [], []
+    infos: dict[str, os.stat_result] = {}
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                name = entry.name
+                files.append(name)
+                if name in watched:
+                    infos[name] = entry.stat(follow_symlinks=False)
+            elif entry.is_dir(follow_symlinks=False):
+                if entry.name[0] != ".":
+                    folders.append(entry.name)
+            elif entry.is_symlink():
+                links.append(entry.name)
+    return files, folders, links, infos
+
+
 def _stat_all(directory: str, names: Iterable[str]) -> dict[str, os.stat_result]:
     infos = {}
     for name in names:
@@ -273,6 +283,9 @@ def _moves(name: str) -> bool:
 
 def _texts(names: list[str], directory: Path, result: Scan) -> Iterable[str]:
     """Names that can be recorded and shown."""
+    if "".join(names).isascii():
+        yield from names
+        return
     for name in names:
         if name.isascii() or _is_text(name):
             yield name

@@ -20,6 +20,7 @@ import torch.distributed.checkpoint as torch_dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
+from ckptwatch.formats import dcp_metadata
 from ckptwatch.formats.base import claim_at, claims_below, examine, format_named, formats, list_folder
 from ckptwatch.formats.dcp import DistributedCheckpoint
 from ckptwatch.formats.dcp_metadata import read_index
@@ -345,6 +346,23 @@ def test_a_link_in_place_of_a_shard_is_not_followed(tmp_path):
     (path / "__0_0.distcp").rename(tmp_path / "elsewhere")
     (path / "__0_0.distcp").symlink_to(tmp_path / "elsewhere")
     assert "missing __0_0.distcp" in facts_of(path).evidence
+
+
+def test_a_pipe_in_place_of_the_metadata_does_not_hold_us_up(tmp_path):
+    path = save_dcp(tmp_path / "step-1")
+    (path / ".metadata").unlink()
+    os.mkfifo(path / ".metadata")
+    assert not facts_of(path).complete
+
+
+def test_metadata_too_large_to_be_read_proves_less_and_says_so(tmp_path, monkeypatch):
+    path = save_dcp(tmp_path / "step-1")
+    monkeypatch.setattr(dcp_metadata, "OPCODES", 10)
+    facts = facts_of(path)
+    assert facts.complete and "it was not held against them" in facts.evidence
+    (path / "__0_0.distcp").rename(path / "__1_0.distcp")
+    (path / "__0_1.distcp").unlink()
+    assert facts_of(path).evidence == "no shard of rank 0"
 
 
 def test_records_are_known_by_name_and_place(tmp_path):

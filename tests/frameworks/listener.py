@@ -147,7 +147,7 @@ class Watched:
         while wrong := self._wrong(present):
             if time.monotonic() > deadline:
                 told = "\n".join(f"{name}: {why}" for name, why in wrong.items())
-                raise AssertionError(f"the record is wrong after {PATIENCE:.0f} s:\n{told}\n{self.project.log}")
+                raise AssertionError(f"the record is wrong after {PATIENCE:.0f} s:\n{told}\n{self.project.log[-2000:]}")
             time.sleep(0.02)
         rows = self._rows()
         self.records += [Record(path=name, declared=facts, recorded=rows[name]) for name, facts in present.items()]
@@ -157,7 +157,7 @@ class Watched:
         deadline = time.monotonic() + PATIENCE
         while missing := [p for p in paths if (row := self._rows().get(p)) is None or row.state is not CheckpointState.INCOMPLETE]:
             if time.monotonic() > deadline:
-                raise AssertionError(f"not recorded as incomplete within {PATIENCE:.0f} s: {missing}\n{self.project.log}")
+                raise AssertionError(f"not recorded as incomplete within {PATIENCE:.0f} s: {missing}\n{self.project.log[-2000:]}")
             time.sleep(0.02)
 
     def _rows(self) -> dict[str, Checkpoint]:
