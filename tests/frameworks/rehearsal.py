@@ -3,8 +3,7 @@
     python train_x.py OUT_DIR...
 
 Each directory gets a process of its own, forked after the imports. With nobody listening on standard input it just trains;
-the last line is a JSON document either way. A listener answers each line (see `listener.py`) and so decides when the training
-goes on.
+the last line is a JSON document either way. A listener answers each line (see `dialogue.py`) and so decides when it goes on.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ os.environ.update(
 for _name in ("HF_HOME", "YOLO_CONFIG_DIR", "MPLCONFIGDIR"):  # nothing is to be left in a person's home
     os.environ[_name] = str(Path(*sys.argv[1:2]).absolute().parent / "home")
 
-# Changes to the directory of names that Python code announces before it makes them. What C++ and Rust write is not among them.
+# Changes of names that Python code announces before it makes them. What C++ and Rust do is not among them.
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "shutil.move", "shutil.rmtree"}
 
 

@@ -28,7 +28,8 @@ def automatic(rehearsal):
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     losses = []
     for step in range(1, 9):
-        losses.append(_step(accelerator, optimizer, torch.nn.functional.mse_loss(model(torch.randn(8, 4)), torch.ones(8, 1))))
+        loss = torch.nn.functional.mse_loss(model(torch.randn(8, 4)), torch.ones(8, 1))
+        losses.append(_step(accelerator, optimizer, loss))
         schedule.step()
         if step % 2 == 0:
             saved = accelerator.save_state()
@@ -43,7 +44,7 @@ def diffusers_script(rehearsal, limit=2):
     set_seed(0)
     out = rehearsal.out / "diffusers"
     out.mkdir()
-    accelerator = Accelerator(cpu=True, project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs")))
+    accelerator = Accelerator(cpu=True, project_config=ProjectConfiguration(project_dir=str(out)))
 
     def save_model(models, weights, directory):
         for model in models:
@@ -63,7 +64,8 @@ def diffusers_script(rehearsal, limit=2):
         predicted = unet(noises.add_noise(clean, noise, when), when).sample
         losses.append(_step(accelerator, optimizer, torch.nn.functional.mse_loss(predicted, noise)))
         if global_step % 2 == 0:
-            there = sorted((d for d in out.iterdir() if d.name.startswith("checkpoint")), key=lambda d: int(d.name.split("-")[1]))
+            there = [d for d in out.iterdir() if d.name.startswith("checkpoint")]
+            there.sort(key=lambda d: int(d.name.split("-")[1]))
             for directory in there[:len(there) - limit + 1]:
                 shutil.rmtree(directory)
             accelerator.save_state(out / f"checkpoint-{global_step}")

@@ -32,7 +32,8 @@ def train(rehearsal: Rehearsal):
     both = {"model": model, "optimizer": optimizer, "trainer": trainer}
     best = Checkpoint(
         {"model": model}, DiskSaver(rehearsal.out / "best"), n_saved=2, filename_prefix="best", score_name="val_acc",
-        score_function=lambda engine: SCORES[engine.state.epoch - 1], global_step_transform=lambda engine, _: engine.state.epoch)
+        score_function=lambda engine: SCORES[engine.state.epoch - 1],
+        global_step_transform=lambda engine, _: engine.state.epoch)
     rolling = Checkpoint(both, DiskSaver(rehearsal.out / "rolling"), n_saved=1)
     fixed = Checkpoint(both, DiskSaver(rehearsal.out / "fixed"), n_saved=1, filename_pattern="{name}.pt")
     losses = []

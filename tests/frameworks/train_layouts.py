@@ -83,7 +83,8 @@ def deepspeed(w):
         for rank in range(2):
             w.torch(f"global_step{step}/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
                     {"optimizer_state_dict": moments(step), "ds_version": "0.18"})
-        w.torch(f"global_step{step}/mp_rank_00_model_states.pt", {"module": weights(step), "global_steps": step, "dp_world_size": 2})
+        w.torch(f"global_step{step}/mp_rank_00_model_states.pt",
+                {"module": weights(step), "global_steps": step, "dp_world_size": 2})
         w.text("zero_to_fp32.py", "# converts\n")
         if step == HALT:
             yield w.out / f"global_step{step}"
@@ -108,8 +109,8 @@ def megatron(w):
         name = f"iter_{step:07d}"
         w.torch(f"{name}/common.pt", {"iteration": step, "args": {}})
         w.distributed(name, {"model": weights(step), "optimizer": moments(step)})
-        w.json(f"{name}/metadata.json", {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch",
-                                         "common_backend_version": 1})
+        w.json(f"{name}/metadata.json", {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
+                                         "common_backend": "torch", "common_backend_version": 1})
         if step == HALT:
             yield w.out / name
         w.text("latest_checkpointed_iteration.txt", str(step))
@@ -151,7 +152,7 @@ def lightning_sharded(w):
         w.distributed(name, {"state_dict": weights(step), "optimizer_0": moments(step)})
         if step == HALT:
             yield w.out / name
-        w.torch(f"{name}/meta.pt", {"epoch": epoch, "global_step": step, "pytorch-lightning_version": "2.6.0", "callbacks": {}})
+        w.torch(f"{name}/meta.pt", {"epoch": epoch, "global_step": step, "pytorch-lightning_version": "2.6.0"})
         w.saved(name, "lightning-directory", step=step, epoch=epoch)
         yield
 
@@ -226,7 +227,7 @@ def nemo(w):
 
 def metadata_of_a_run(w):
     """The metadata first, then Lightning files, an adapter that is overwritten, and links to the best and the last."""
-    w.json("checkpoint_metadata.json", {"experiment_name": "pano", "stage": "finetune", "model_config": {}, "dataset": "quic360"})
+    w.json("checkpoint_metadata.json", {"experiment_name": "pano", "stage": "finetune", "dataset": "quic360"})
     for epoch, step in enumerate(STEPS):
         name = f"siglip_mlp_anyres-e2p_quic360_epoch{epoch:02d}_loss{step / 1000:.4f}.ckpt"
         w.torch(name, {"state_dict": weights(step), "epoch": epoch, "global_step": step})
@@ -260,8 +261,8 @@ def replaced(w):
         yield
 
 
-LAYOUTS = (deepspeed, hunyuan, megatron, megatron_legacy, olmo_core, lightning_sharded, edm2, nanochat, fvcore, composer, legacy,
-           nemo, metadata_of_a_run, metadata_of_each, replaced)
+LAYOUTS = (deepspeed, hunyuan, megatron, megatron_legacy, olmo_core, lightning_sharded, edm2, nanochat, fvcore, composer,
+           legacy, nemo, metadata_of_a_run, metadata_of_each, replaced)
 
 
 def train(rehearsal: Rehearsal):
@@ -288,7 +289,8 @@ def load(path: Path):
         elif file.suffix == ".safetensors":
             _collect(load_file(file), file.name, arrays)
         elif file.name == ".metadata":
-            state = {k: torch.empty(v.size) for k, v in dcp.FileSystemReader(file.parent).read_metadata().state_dict_metadata.items()}
+            described = dcp.FileSystemReader(file.parent).read_metadata().state_dict_metadata
+            state = {k: torch.empty(v.size) for k, v in described.items()}
             dcp.load(state, checkpoint_id=file.parent, no_dist=True)
             _collect(state, str(file.parent.relative_to(path.parent)), arrays)
     assert arrays, f"nothing in {path}"

@@ -44,7 +44,8 @@ class Tell(Callback):
         keeper, facts = self.keeper, {"step": trainer.global_step, "epoch": epoch}
         saved = [Path(p) for p in keeper.best_k_models if f"epoch={epoch}-" in p]
         for path in saved:
-            self.rehearsal.saved(path, "lightning", **facts, metrics={keeper.monitor: float(keeper.best_k_models[str(path)])})
+            metrics = {keeper.monitor: float(keeper.best_k_models[str(path)])}
+            self.rehearsal.saved(path, "lightning", **facts, metrics=metrics)
         if epoch >= 0 and keeper.save_last is True:
             self.rehearsal.saved(keeper.last_model_path, "lightning", **facts)
         self.rehearsal.pause()
@@ -67,7 +68,8 @@ def run(rehearsal, name, **settings):
 
 def train(rehearsal: Rehearsal):
     return {
-        "top": run(rehearsal, "top", monitor="val_loss", save_top_k=2, save_last=True, filename="{epoch}-{step}-{val_loss:.3f}"),
+        "top": run(rehearsal, "top", monitor="val_loss", save_top_k=2, save_last=True,
+                   filename="{epoch}-{step}-{val_loss:.3f}"),
         "slash": run(rehearsal, "slash", monitor="val/acc", mode="max", save_top_k=-1, filename="{epoch}-{val/acc:.3f}"),
         "link": run(rehearsal, "link", monitor="val/acc", mode="max", save_top_k=1, save_last="link"),
     }

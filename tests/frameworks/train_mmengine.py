@@ -62,22 +62,21 @@ class Tell(Hook):
 
 
 def loader(batches):
-    return {"dataset": [torch.full((4,), float(i % 5)) + torch.arange(4.0) for i in range(4 * batches)],
-            "sampler": {"type": "DefaultSampler", "shuffle": False}, "batch_size": 4, "num_workers": 0,
-            "collate_fn": {"type": "default_collate"}}
+    inputs = [torch.full((4,), float(i % 5)) + torch.arange(4.0) for i in range(4 * batches)]
+    return {"dataset": [{"inputs": x} for x in inputs], "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "batch_size": 4, "num_workers": 0, "collate_fn": {"type": "default_collate"}}
 
 
 def train(rehearsal: Rehearsal):
     set_random_seed(0)
     out = rehearsal.out / "mmengine"
     losses = []
+    keeper = CheckpointHook(interval=1, by_epoch=True, save_best="coco/AP", rule="greater", max_keep_ckpts=2)
     runner = Runner(
-        model=Model(), work_dir=str(out), train_dataloader=as_inputs(loader(2)), val_dataloader=as_inputs(loader(1)),
-        train_cfg={"by_epoch": True, "max_epochs": len(APS), "val_interval": 1}, val_cfg={}, val_evaluator=Evaluator(AveragePrecision()),
+        model=Model(), work_dir=str(out), train_dataloader=loader(2), val_dataloader=loader(1), val_cfg={},
+        train_cfg={"by_epoch": True, "max_epochs": len(APS), "val_interval": 1}, val_evaluator=Evaluator(AveragePrecision()),
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01}}, log_level="ERROR", randomness={"seed": 0},
-        default_hooks={"checkpoint": CheckpointHook(interval=1, by_epoch=True, save_best="coco/AP", rule="greater",
-                                                    max_keep_ckpts=2)},
-        custom_hooks=[Tell(rehearsal), Losses(losses)], experiment_name="rehearsal")
+        default_hooks={"checkpoint": keeper}, custom_hooks=[Tell(rehearsal), Losses(losses)], experiment_name="rehearsal")
     runner.train()
     return {"losses": losses, "last": (out / "last_checkpoint").read_text().rpartition("/")[2]}
 
@@ -88,11 +87,6 @@ class Losses(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.losses.append(outputs["loss"].item())
-
-
-def as_inputs(settings):
-    settings["dataset"] = [{"inputs": x} for x in settings["dataset"]]
-    return settings
 
 
 def load(path: Path):

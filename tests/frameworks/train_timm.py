@@ -1,4 +1,4 @@
-"""timm.utils.CheckpointSaver: `last` renamed into place, the ranked ones, the best and the milestones as hard links to it."""
+"""timm.utils.CheckpointSaver: `last` renamed into place; the ranked ones, the best and the milestones are hard links."""
 
 from pathlib import Path
 

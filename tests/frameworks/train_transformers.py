@@ -19,7 +19,8 @@ from transformers import (
 
 CONFIG = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
           "max_position_embeddings": 16}
-DATA = [{"input_ids": [(i * j) % 31 + 1 for j in range(8)], "labels": [(i * j) % 31 + 1 for j in range(8)]} for i in range(8)]
+ROWS = [[(i * j) % 31 + 1 for j in range(8)] for i in range(8)]
+DATA = [{"input_ids": row, "labels": row} for row in ROWS]
 
 
 class ShardedLlama(LlamaForCausalLM):
@@ -44,8 +45,8 @@ def run(rehearsal, name, model, **arguments):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({f"w{i}": i for i in range(32)}, "w0")),
                                         pad_token="w0")
     settings = TrainingArguments(
-        output_dir=str(out), per_device_train_batch_size=2, logging_steps=1, save_steps=2, eval_steps=2, eval_strategy="steps",
-        learning_rate=1e-2, max_steps=6, seed=1, use_cpu=True, report_to=[], disable_tqdm=True, dataloader_num_workers=0,
+        output_dir=str(out), per_device_train_batch_size=2, logging_steps=1, save_steps=2, eval_steps=2,
+        eval_strategy="steps", learning_rate=1e-2, max_steps=6, seed=1, use_cpu=True, report_to=[], disable_tqdm=True, dataloader_num_workers=0,
         dataloader_pin_memory=False, **arguments)
     trainer = Trainer(model=model, args=settings, train_dataset=DATA, eval_dataset=DATA[:2], processing_class=tokenizer,
                       callbacks=[Tell(rehearsal)])

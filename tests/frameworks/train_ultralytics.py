@@ -5,7 +5,6 @@ from pathlib import Path
 from rehearsal import Rehearsal, rehearse  # isort: skip  (sets the environment before the libraries are imported)
 
 import numpy
-import torch
 import yaml
 from PIL import Image
 from ultralytics import YOLO
@@ -13,7 +12,8 @@ from ultralytics.utils import SETTINGS
 
 SETTINGS.update({name: False for name in SETTINGS if name not in ("settings_version",) and isinstance(SETTINGS[name], bool)})
 
-NETWORK = {"nc": 1, "backbone": [[-1, 1, "Conv", [8, 3, 4]], [-1, 1, "Conv", [8, 3, 2]]], "head": [[[1], 1, "Detect", ["nc"]]]}
+NETWORK = {"nc": 1, "backbone": [[-1, 1, "Conv", [8, 3, 4]], [-1, 1, "Conv", [8, 3, 2]]],
+           "head": [[[1], 1, "Detect", ["nc"]]]}
 
 
 def train(rehearsal: Rehearsal):

@@ -13,6 +13,7 @@ import tarfile
 import time
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
