@@ -129,10 +129,14 @@ def _wanted(known: tuple[Checkpoint, ...], rule: RunRule, recipe: Recipe | None)
     if rule.evaluate is None or recipe is None:
         return (), skipped
     counted = [c for c in known if c.state is not CheckpointState.REPLACED]
-    # The trainer's own best and last move about and would shift the positions of all the others.
-    positions = {c.id: n for n, c in enumerate((c for c in counted if c.role not in _COPIES), start=1)}
+    # The trainer's own best and last move about and would shift the positions of all the others; so would a model without
+    # a step, which Trainer leaves beside its numbered checkpoints at the end.
+    own = [c for c in counted if c.role not in _COPIES]
+    numbered = [c for c in own if c.step is not None or c.epoch is not None] or own
+    positions = {c.id: n for n, c in enumerate(numbered, start=1)}
     for checkpoint in counted:
-        position = positions.get(checkpoint.id, 0 if positions else rule.evaluate.every)
+        copy = checkpoint.role in _COPIES
+        position = positions.get(checkpoint.id, 0 if copy and positions else rule.evaluate.every)
         is_due, reason = due(position, rule=rule.evaluate, role=checkpoint.role)
         if not is_due:
             skipped[checkpoint.id] = reason

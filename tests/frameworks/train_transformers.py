@@ -45,9 +45,9 @@ def run(rehearsal, name, model, **arguments):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({f"w{i}": i for i in range(32)}, "w0")),
                                         pad_token="w0")
     settings = TrainingArguments(
-        output_dir=str(out), per_device_train_batch_size=2, logging_steps=1, save_steps=2, eval_steps=2,
-        eval_strategy="steps", learning_rate=1e-2, max_steps=6, seed=1, use_cpu=True, report_to=[], disable_tqdm=True, dataloader_num_workers=0,
-        dataloader_pin_memory=False, **arguments)
+        output_dir=str(out), per_device_train_batch_size=2, learning_rate=1e-2, max_steps=6, logging_steps=1, save_steps=2,
+        eval_steps=2, eval_strategy="steps", seed=1, use_cpu=True, report_to=[], disable_tqdm=True,
+        dataloader_num_workers=0, dataloader_pin_memory=False, **arguments)
     trainer = Trainer(model=model, args=settings, train_dataset=DATA, eval_dataset=DATA[:2], processing_class=tokenizer,
                       callbacks=[Tell(rehearsal)])
     trainer.train()

@@ -145,6 +145,16 @@ def test_every_nth_by_place_in_the_run_not_by_step(plan):
     assert plan.removals() == [10, 20, 40, 50], "those left out on purpose go by the other rules"
 
 
+def test_a_model_without_a_step_shifts_no_other_and_is_measured(plan):
+    """Trainer leaves `model.safetensors` beside its numbered checkpoints when it ends."""
+    for step in (10, 20, 30, 40):
+        plan.add(step)
+    rule = EvaluateRule(recipe="r", every=2)
+    assert [d.checkpoint_id for d in plan.assess(evaluate=rule).due] == [2, 4]
+    plan.add(None, name="model.safetensors")
+    assert sorted(d.checkpoint_id for d in plan.assess(evaluate=rule).due) == [2, 4, 5]
+
+
 def test_what_was_there_at_first_sight_is_judged_as_a_whole(plan):
     """Else a back catalogue shrinks score by score, and never by a plan that removes more than half."""
     for step in (1, 2, 3, 4, 5):
