@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptwatch.cli.console import console, emit_json
-from ckptwatch.cli.context import AsciiOption, ConfigOption, JsonOption, path_meant
+from ckptwatch.cli.context import AsciiOption, ConfigOption, JsonOption, path_meant, settings_of
 
 if TYPE_CHECKING:
     from ckptwatch.errors import UsageError
-    from ckptwatch.formats.base import Claim, Format
+    from ckptwatch.formats.base import Claim, Format, NamePatterns
     from ckptwatch.formats.bulk import Advance
     from ckptwatch.formats.integrity import FileVerdict
     from ckptwatch.model import Facts
@@ -39,7 +39,7 @@ def inspect(
         meant = path_meant(path, config).resolve(strict=True)
         claim, format_ = _claimed(meant, path)
         sighting = sight(claim)
-        facts = examine(claim, format_)
+        facts = examine(claim, format_, _patterns(meant, config))
         verdicts = _verify(claim, format_, ascii_only) if verify else None
         if verify and sight(claim) != sighting:
             raise CkptwatchError("verify", "it changed while it was read", path=path, hint="try again when nobody writes it")
@@ -69,6 +69,22 @@ def _claimed(path: Path, given: str) -> "tuple[Claim, Format]":
     if claim is None or format_ is None:
         raise _no_checkpoint(path, given)
     return claim, format_
+
+
+def _patterns(path: Path, config: Path | None) -> "NamePatterns | None":
+    """The name patterns of the configured root the path lies below. A configuration that was not asked for and is bad
+    keeps nobody from looking at a file."""
+    from ckptwatch.errors import CkptwatchError
+    from ckptwatch.formats.base import NamePatterns
+    from ckptwatch.outline import find_config
+
+    try:
+        roots = settings_of(config).roots if find_config(config) is not None else ()
+    except CkptwatchError:
+        if config is not None:
+            raise
+        return None
+    return next((NamePatterns(patterns=r.names) for r in roots if path.is_relative_to(r.root.resolve())), None)
 
 
 def _no_checkpoint(path: Path, given: str) -> "UsageError":

@@ -225,3 +225,11 @@ def test_a_broken_pipe_is_no_error(trained):
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {argv} | true"], cwd=trained.base, env=trained.environment(),
                           capture_output=True, text=True)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_inspect_reads_names_as_the_roots_own_patterns_do(project):
+    project.write(watch=[{"root": "runs", "names": [r"(?P<step>\d+)k_(?P<fid>[\d.]+)\.pt"]}])
+    path = project.save("a/20k_7.5.pt")
+    told = project.json("inspect", str(path))
+    assert (told["step"], told["metrics"]) == (20, {"fid": 7.5})
+    assert project.json("inspect", str(path), config=False)["step"] is None
