@@ -266,6 +266,9 @@ def examine(claim: Claim, format_: Format, names: NamePatterns | None = None) ->
     if marker := _being_written(claim.path):
         return Facts(format=format_.name, complete=False, evidence=f"{marker.name} beside it says that it is being written")
     facts = format_.examine(claim)
+    if claim.whole and facts.complete and (stranger := _stranger(claim, facts)):
+        evidence = f"it holds further checkpoints, such as {stranger}: taken for a run's directory, and left alone"
+        return Facts(format=facts.format, complete=False, evidence=evidence)
     patterns = names or NamePatterns()
     name = patterns.parse(whole_name(claim.path))
     counts = facts.name_counts_saves and not patterns.know(whole_name(claim.path))
@@ -276,6 +279,14 @@ def examine(claim: Claim, format_: Format, names: NamePatterns | None = None) ->
         epoch=facts.epoch if name.epoch is None else name.epoch,
         metrics={**facts.metrics, **name.metrics},
     )
+
+
+def _stranger(claim: Claim, facts: Facts) -> str:
+    from ckptwatch.formats.step_names import stranger_in
+
+    name = parse_name(claim.path.name)
+    found = stranger_in(claim.path, {n for n in (name.step, name.epoch, facts.step, facts.epoch) if n is not None})
+    return "" if found is None else _shown(str(found.relative_to(claim.path)))
 
 
 def _shown(evidence: str) -> str:

@@ -24,10 +24,13 @@ _PARTS = frozenset({
     "model", "models", "weights", "pretrained_model", "module", "actor", "critic", "policy", "generator", "discriminator",
     "unet", "transformer", "vae", "text_encoder", "lora", "lora_weights", "adapter", "adapter_model", "ema", "model_ema",
     "ema_model", "state", "train_state", "training_state", "params", "hf", "huggingface", "hf_model", "optimizer", "optim",
-    "dist_checkpoint", "distcp", "fsdp", "trainer", "backbone", "encoder", "decoder", "net",
+    "dist_checkpoint", "distcp", "fsdp", "trainer", "backbone", "encoder", "decoder", "net", "tokenizer", "processor",
+    "scheduler", "optimizers", "optimizer_state", "random_states", "rng", "rng_state", "dataloader", "data_state", "config",
+    "default", "items", "metrics", "opt_state", "ema_params",
 })
 _AMBIGUOUS = (".npz", ".pkl", ".h5", ".hdf5", ".tar")  # samples are kept in such, too
 _CERTAIN = (*(suffix for suffix in WEIGHTS if suffix not in _AMBIGUOUS), ".pth.tar", ".pt.tar")
+_RANKS = re.compile(r"(?:mp_)?(?:rank|shard|worker|process|part|node)s?[-_]?\d{0,9}(?:[-_]\d{1,9}){0,3}", re.IGNORECASE)
 _POINTERS = frozenset({"LATEST", "LOWEST_VAL", "latest", "latest.txt", "latest_checkpointed_iteration.txt"})
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".wav", ".html")
 _NO_MODELS = re.compile(r"samples?|images?|visuals?|vis|figures?|plots?|eval(?:s|uations?)?|outputs?|results?|predictions?|"
@@ -40,10 +43,10 @@ class StepDirectory(Family):
     precedence = 58  # before sets of files and single ones
     about = About(
         title="Step directory",
-        recognised="a directory whose name is a step, as `step_100/`, `epoch-3/`, `ep3-ba1200/`, `000100/`, `0002000.pt/`, "
-                   "`CKPT+…/`, with files of weights in it or with such a part as `model/`; none that holds further steps, "
-                   "a `best` or a `last`, and none below `samples/` and the like. `tmp-step_100/`, `step_100.tmp/`, "
-                   "`step_100-tmp/`, `step_100.incomplete/` are steps that are being written",
+        recognised="a directory whose name is a step, as `step_100/`, `epoch-3/`, `ep3-ba1200/`, `0002000.pt/`, `CKPT+…/`, "
+                   "with files of weights in it or with such a part as `model/`; none that holds further steps, a `best`, a "
+                   "`last` or directories that are no such part, and none below `samples/` and the like. `tmp-step_100/`, "
+                   "`step_100.tmp/`, `step_100-tmp/`, `step_100.incomplete/` are steps that are being written",
         complete="every file of known structure in it is whole: torch, safetensors, indexes with their shards, "
                  "torch.distributed.checkpoint. A marker is required if another step beside it has one (`STABLE`, "
                  "`COMPLETE`, `.complete`, `_SUCCESS`, `DONE` and the like), and levanter's `metadata.json` beside arrays "
@@ -56,7 +59,8 @@ class StepDirectory(Family):
         if unfinished(folder.name):
             if folder.files or folder.folders:
                 yield self.claim_folder(folder)
-        elif is_step(folder.name) and _holds_weights(folder) and not holds_others(folder):
+        elif is_step(folder.name) and _holds_weights(folder) and not holds_others(folder) and (
+                all(name in _PARTS or _RANKS.fullmatch(name) for name in folder.folders)):
             yield self.claim_folder(folder)
 
     def examine(self, claim: Claim) -> Facts:

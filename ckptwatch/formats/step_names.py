@@ -2,20 +2,20 @@
 
 import re
 from functools import lru_cache
+from pathlib import Path
 
 from ckptwatch.core.naming import is_cut, parse_name
-from ckptwatch.formats.base import Folder
+from ckptwatch.formats.base import Folder, list_folder
 from ckptwatch.formats.tree import WEIGHTS
 from ckptwatch.model import Role
 
-MOST_RANKS = 1024  # a bare number below it, as in `model_3.pt`, may be that of a rank or a model
+DEEPEST = 2000  # directories below one are looked into for further checkpoints
 
 _COUNTED = r"(?:checkpoint|chkpt|ckpt|global[-_]step|train[-_]step|step|iteration|iter|epoch|ep|ba)[-_=]?\d{1,18}+"
 _SUFFIX = r"(?:\.(?:pt|pth|ckpt))?"
 _STEP = re.compile(
     rf"{_COUNTED}(?:[-_.].*+)?"                                            # checkpoint-100, epoch_0_train_step_10
     rf"|\d{{4,18}}+\.(?:pt|pth|ckpt)"                                      # 0002000.pt as a directory
-    rf"|0\d{{4,17}}+"                                                      # 000100
     rf"|.{{1,200}}?[-_.](?:global_step|step|iteration|iter)[-_=]\d{{1,18}}+{_SUFFIX}"  # my-model_step_100
     rf"|.{{1,200}}?[-_](?:epoch|step)=\d{{1,18}}+(?:[-_].*+)?"             # llama--loss=1.2-epoch=0-step=99
     r"|CKPT\+.+",                                                          # SpeechBrain
@@ -26,6 +26,7 @@ _TEMPORARY = re.compile(
     r"|(?P<after>.+?)[-_.](?:tmp|temp|incomplete|partial|unfinished|saving)(?:[-_.]\w{1,40}+)?",
     re.IGNORECASE | re.ASCII,
 )
+_NO_RUNS = frozenset({"d", "ocdbt.process_0", "_sharding"})  # Orbax; thousands of files
 _PLAIN = frozenset({"checkpoint", "ckpt"})  # flax: checkpoint_tmp
 
 
@@ -48,6 +49,8 @@ def unfinished(name: str) -> str:
 def holds_others(folder: Folder) -> bool:
     """Do the names in it say that it holds further checkpoints: of other steps, or best and last ones?"""
     own = parse_name(folder.name)
+    numbers: set[int] = set()
+    plain = False
     for name in folder.folders:
         if is_step(name) or unfinished(name):
             return True
@@ -59,6 +62,33 @@ def holds_others(folder: Folder) -> bool:
             return True
         if facts.epoch not in (None, own.epoch, own.step):
             return True
-        if facts.step not in (None, own.step, own.epoch) and facts.step >= MOST_RANKS:
-            return True
-    return False
+        if facts.step is None and facts.epoch is None:
+            plain = True
+        elif facts.step not in (None, own.step, own.epoch):
+            numbers.add(facts.step)
+    # `model_0.pt`, `model_1.pt`, … may be ranks or models; so may `model_1.pt` beside `model.pt`.
+    first = 1 if plain and 0 not in numbers else 0
+    return numbers != set(range(first, first + len(numbers)))
+
+
+def stranger_in(top: Path, own: set[int]) -> Path | None:
+    """A checkpoint of another step somewhere below a directory that is taken for one checkpoint of the steps `own`.
+
+    Then it is a run's directory after all, whatever its name. Raises OSError.
+    """
+    pending = [folder for folder in _folders_in(top) if folder.name not in _NO_RUNS]
+    for _ in range(DEEPEST):
+        if not pending:
+            return None
+        folder = pending.pop()
+        facts = parse_name(folder.name)
+        if is_step(folder.name) and own.isdisjoint({facts.step, facts.epoch}) and not folder.name.startswith("global_step"):
+            return folder.path
+        if holds_others(folder):
+            return folder.path
+        pending += _folders_in(folder.path)
+    return None
+
+
+def _folders_in(path: Path) -> list[Folder]:
+    return [list_folder(path / name) for name in list_folder(path).folders]

@@ -99,7 +99,7 @@ class TestStepDirectoryWithAMarker(FormatConformance):
 @pytest.mark.parametrize("name", [
     "checkpoint-100", "checkpoint_5", "ckpt-7", "step-10", "step_10", "step10", "global_step_5", "global_step5", "iter_100",
     "epoch_3", "epoch-3", "epoch5", "ep3-ba1200", "epoch_0_train_step_10", "epoch_0_train_step_10_val_loss=0.3",
-    "CKPT+2024-01-01+12-00-00+00", "0002000.pt", "000100", "my-model_step_100", "llama--loss=1.2-epoch=0-step=99",
+    "CKPT+2024-01-01+12-00-00+00", "0002000.pt", "my-model_step_100", "llama--loss=1.2-epoch=0-step=99",
 ])
 def test_names_of_steps(name, tmp_path):
     assert is_step(name)

@@ -80,8 +80,8 @@ def rehearsed(request, tmp_path_factory):
             assert begin == {"type": "begin", "out": str(out)}
             if out == outs[1]:
                 with watched.daemon():
-                    dialogue.answer()
-                    _hear(conversation, dialogue, hearing, watched.pause, hold=watched.hold)
+                    dialogue.answer(announce=True)
+                    _hear(conversation, dialogue, hearing, watched.pause, watched.look, watched.hold)
             elif out == outs[2]:
                 with poller.running():
                     dialogue.answer(announce=True)

@@ -7,8 +7,9 @@ from rehearsal import Rehearsal, rehearse  # isort: skip  (sets the environment 
 
 import torch
 import torch.distributed.checkpoint as dcp
-from layouts import LAYOUTS, STEPS, Writer
+from layouts import LAYOUTS, STEPS
 from safetensors.torch import load_file
+from writer import Writer
 
 
 def train(rehearsal: Rehearsal):
