@@ -206,4 +206,4 @@ def replaced(w):
 
 
 LAYOUTS = (deepspeed, hunyuan, megatron, megatron_legacy, olmo_core, lightning_sharded, edm2, nanochat, fvcore, composer,
-           legacy, metadata_of_a_run, metadata_of_each, replaced)
+           legacy, nemo, metadata_of_a_run, metadata_of_each, replaced)

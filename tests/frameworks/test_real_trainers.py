@@ -20,7 +20,7 @@ from tests.frameworks.poller import Poller
 from tests.frameworks.watched import Record, Watched
 from tests.support import Project
 
-QUIET = 0.2  # seconds
+QUIET = 0.5  # seconds; more than a training may be held up between two steps of one save or one removal
 
 
 @dataclass(frozen=True, kw_only=True)

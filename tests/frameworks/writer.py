@@ -16,8 +16,8 @@ class Writer:
     def write(self, name, data):
         """In place, as most trainers do."""
         path = self.out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.rehearsal.look(path)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
         with path.open("wb") as file:
             file.write(data[:len(data) // 2])
             file.flush()
