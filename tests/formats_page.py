@@ -56,7 +56,8 @@ def example_of(format_: Format, directory: Path) -> str:
     assert claimant is not None
     facts = examine(claim, claimant)
     # Names that are drawn by lot look alike, and one stands for all.
-    files = list(dict.fromkeys(steady(str(p.relative_to(directory))) for p in sorted(directory.rglob("*")) if not p.is_dir()))
+    names = (str(p.relative_to(directory)) for p in sorted(directory.rglob("*")) if not p.is_dir())
+    files = list(dict.fromkeys(map(steady, names)))
     shown = files if len(files) <= SHOWN else [*files[:SHOWN], f"… and {len(files) - SHOWN} more"]
     lines = [("path", whole_name(claim.path)), ("complete", facts.evidence), ("step", facts.step), ("epoch", facts.epoch),
              ("metrics", ", ".join(facts.metrics)), ("variants", ", ".join(facts.variants)), ("files", shown[0])]

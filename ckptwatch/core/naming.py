@@ -76,7 +76,7 @@ _TABLE = tuple(
     re.compile(row, _FLAGS)
     for row in (
         r"(?:\.|(?:tmp|temp)[-_.]).*",                                            # on its way: says nothing
-        rf"(?:checkpoint|milestone)-(?P<epoch>{_INT})\.pth\.tar",                 # timm counts epochs
+        rf"checkpoint-(?P<epoch>{_INT})\.pth\.tar",                              # timm counts epochs
         rf"recovery-(?P<epoch>{_INT})-{_INT}\.pth\.tar",                          # timm: epoch, batch in it
         r"(?:(?:weights|model|checkpoint|ckpt)[-_.])?(?P<epoch>\d{1,6}+)(?:-\d{1,6}\.\d{1,30})?"
         r"(?:\.keras|\.weights\.h5|\.weights\.json)",                            # Keras: epoch, a metric without its name

@@ -7,7 +7,7 @@ what has settled is examined, and even then no tensor is read and nothing in a f
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import entry_points
@@ -20,6 +20,7 @@ from ckptwatch.model import Facts
 
 GROUP = "ckptwatch.formats"
 LONGEST_EVIDENCE = 1000  # characters
+UNFINISHED = "-unfinished"  # NeMo puts `<name>-unfinished` beside a checkpoint while it saves or deletes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +211,19 @@ def claims_in(folder: Folder, among: Sequence[Format] | None = None) -> list[Cla
                 found.append(claim)
         if taken:
             left = replace(left, files=left.files - taken, folders=left.folders - taken)
-    return found
+    return [with_marker(claim, folder.files) for claim in found] if _marked(folder) else found
+
+
+def with_marker(claim: Claim, beside: Container[str]) -> Claim:
+    """The claim with the marker that says that it is being written among its witnesses, if the marker is there."""
+    marker = f"{claim.path.name}{UNFINISHED}"
+    if marker not in beside:
+        return claim
+    return replace(claim, witnesses=(*claim.witnesses, claim.path.with_name(marker)))
+
+
+def _marked(folder: Folder) -> bool:
+    return any(name.endswith(UNFINISHED) for name in folder.files)
 
 
 def list_folder(path: Path, *, is_root: bool = False) -> Folder:
@@ -295,6 +308,5 @@ def _shown(evidence: str) -> str:
 
 
 def _being_written(path: Path) -> Path | None:
-    """NeMo puts `<name>-unfinished` beside a checkpoint while it saves or deletes it."""
-    marker = path.with_name(f"{path.name}-unfinished")
+    marker = path.with_name(f"{path.name}{UNFINISHED}")
     return marker if os.path.lexists(marker) else None  # also False where the name is longer than names may be

@@ -14,8 +14,8 @@ class Fvcore(Dialect):
     precedence = 40
     about = About(
         title="fvcore, detectron2",
-        recognised="a torch.save file with `model`, `iteration` and `scheduler` or `__author__`, usually called "
-                   "`model_0004999.pth`",
+        recognised="a torch.save file with `model`, `iteration` and one of `scheduler`, `trainer`, `__author__`, usually "
+                   "called `model_0004999.pth`",
         complete="as a torch.save file, written in place",
         protected="the file that `last_checkpoint` names: it is what training resumes from",
         facts="`iteration`",
@@ -24,7 +24,7 @@ class Fvcore(Dialect):
     def speaks(self, content: Mapping[object, object]) -> bool:
         model = content.get("model")
         return (isinstance(model, dict) and holds_tensors(model) and isinstance(content.get("iteration"), int)
-                and not {"scheduler", "__author__"}.isdisjoint(content))
+                and not {"scheduler", "trainer", "__author__"}.isdisjoint(content))
 
     def read(self, content: Mapping[object, object], path: Path) -> Reading:
         return Reading(step=first_count(content, ("iteration",)), variants=variants(content))

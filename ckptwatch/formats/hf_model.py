@@ -3,6 +3,7 @@ adapter before its `adapter_config.json`."""
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 
 from ckptwatch.formats.base import About, Claim, Family, Folder
 from ckptwatch.formats.parts import fingerprint_of
@@ -14,6 +15,7 @@ from ckptwatch.model import Facts
 
 _TELLING = frozenset({"config.json", "adapter_model.safetensors", "adapter_model.bin"})
 _CONFIGURATION = frozenset({"config.json", "generation_config.json", "adapter_config.json"})
+LORA = "lora_weights"
 
 
 class HfModel(Family):
@@ -38,8 +40,10 @@ class HfModel(Family):
             return
         if not tells_nothing(folder.name) and not folder.is_root and not is_run(folder):
             yield self.claim_folder(folder)
-        else:
-            yield self.claim_files(folder, *weights, *indexes_among(folder.files), *(folder.files & _CONFIGURATION))
+            return
+        files = self.claim_files(folder, *weights, *indexes_among(folder.files), *(folder.files & _CONFIGURATION))
+        # The adapter of the checkpoints beside this directory, whose checkpoint_metadata.json may still be to come.
+        yield replace(files, aside=folder.name == LORA)
 
     def examine(self, claim: Claim) -> Facts:
         try:

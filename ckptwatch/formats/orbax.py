@@ -88,7 +88,16 @@ def _flaw(top: Path, files: list[Path], document: Mapping[str, Any]) -> str:
         return f"{MARKER} tells no time of commit"
     if not items and not any(name.endswith((ITEM, MANIFEST)) for name in here):
         return "no item in it"
+    bare = [item for item in items if not document and not _is_described(item, here)]
+    if bare:
+        return f"nothing describes its item {bare[0]}: being removed"
     return _item_flaw(items, here) or next(filter(None, (_file_flaw(path, top, here) for path in files)), "")
+
+
+def _is_described(item: str, here: frozenset[str]) -> bool:
+    """Is there more of it than data: a file directly in it, or the description of an array?"""
+    inside = [name.removeprefix(f"{item}/") for name in here if name.startswith(f"{item}/")]
+    return any("/" not in name or name.endswith((".zarray", "zarr.json")) for name in inside)
 
 
 def _item_flaw(items: Iterable[str], here: frozenset[str]) -> str:

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckptwatch.core.naming import parse_name
-from ckptwatch.formats.base import Claim, Folder, Format, claims_in, list_folder
+from ckptwatch.formats.base import UNFINISHED, Claim, Folder, Format, claims_in, list_folder, with_marker
 from ckptwatch.model import Role
 from ckptwatch.watch.sightings import Sighting, sight, sighting_of
 
@@ -91,20 +91,25 @@ class Scanner:
         folder = list_folder(claim.path if claim.whole else claim.path.parent)
         folder = self._without_excluded(folder) if self._exclude else folder
         now = next((c for c in claims_in(folder, self._formats) if c.path == claim.path), None)
-        return None if now is None else sight(now)
+        return None if now is None else sight(replace(now, witnesses=claim.witnesses))
 
     # ---- one directory -------------------------------------------------------------------------------------------
 
     def _visit_all(self, pending: list[str], result: Scan, *, deep: bool) -> None:
         while pending:
             directory = pending.pop()
+            before = self._seen.get(directory)
             seen = self._visit(directory, result)
             if seen is None:
                 continue
             if result.visited is not None:
                 result.visited.add(directory)
-            below = (f"{directory}{os.sep}{name}" for name in seen.descend)
-            pending += below if deep else [path for path in below if path not in self._seen]
+            # A marker beside a directory that came or went says something new of it.
+            names = {*seen.files, *(before.files if before else ())} if not deep else ()
+            marked = [name for name in names if name.endswith(UNFINISHED)]
+            below = {name: f"{directory}{os.sep}{name}" for name in seen.descend}
+            pending += below.values() if deep else [
+                path for name, path in below.items() if path not in self._seen or f"{name}{UNFINISHED}" in marked]
 
     def _visit(self, directory: str, result: Scan) -> _Seen | None:
         """Look at one directory. None if there is nothing further to look at in it."""
@@ -193,6 +198,7 @@ class Scanner:
     def _take_whole(self, claim: Claim, result: Scan) -> None:
         """A directory that is one checkpoint: it is listed with the others of the directory it lies in."""
         home = self._seen.setdefault(str(claim.path.parent), _Seen(path=claim.path.parent, files=[], folders=[], links=[]))
+        claim = with_marker(claim, home.files)
         try:
             sighting = sight(claim)
         except FileNotFoundError:

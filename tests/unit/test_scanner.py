@@ -203,3 +203,27 @@ def test_a_name_that_is_no_text_is_reported_and_left_out(root):
     found = Scanner(root, formats()).scan()
     assert shown(root, found) == [*EVERYTHING[:3], "größe/模型_0100.pt", "top.ckpt"]
     assert {cause for _, cause in found.unreadable} == {"its name is not UTF-8"}
+
+
+@pytest.mark.parametrize("look", ["scan", "look"])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_marker_beside_it_that_comes_or_goes_is_news(root, kind, look):
+    """NeMo's `<name>-unfinished`. The checkpoint itself does not change when it goes."""
+    path = root / ("a/0100.pt" if kind == "file" else "a/step-5")
+    if kind == "directory":
+        marked(path)
+    scanner = Scanner(root, MARKED)
+    scanner.scan()
+
+    def sighting():
+        found = scanner.scan() if look == "scan" else scanner.look(root / "a")
+        return next((s for s in found.changed.get(root / "a", ()) if s.path == path), None)
+
+    before = sighting()
+    marker = path.with_name(f"{path.name}-unfinished")
+    marker.touch()
+    during = sighting()
+    assert during != before and during.claim.witnesses == (marker,)
+    assert scanner.sight(during.claim) == during, "or it would never settle"
+    marker.unlink()
+    assert sighting().claim.witnesses == ()
