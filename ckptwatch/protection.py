@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ckptwatch.core.naming import parse_name
@@ -10,7 +11,11 @@ from ckptwatch.formats.base import Folder, format_named, formats, list_folder
 from ckptwatch.formats.reading import read_text
 from ckptwatch.model import Alias, Checkpoint, Role, Run
 
-TRACKERS = ("latest", "last_checkpoint", "checkpoint", "latest_checkpointed_iteration.txt")
+TRACKERS = (
+    "latest", "last_checkpoint", "checkpoint", "latest_checkpointed_iteration.txt", "latest.txt", "last.txt", "best.txt",
+    "latest_checkpoint.txt", "LATEST", "LOWEST_VAL", "checkpoint_manager_snapshot.json",
+)
+TRACKER_LIMIT = 1024 * 1024  # bytes; TensorFlow's `checkpoint` lists all that are kept
 _MOVING = re.compile(r"best|last|latest", re.IGNORECASE)
 
 
@@ -59,27 +64,33 @@ def _named_in(directory: Path) -> Iterator[tuple[Path, str]]:
     """Real paths that the links and tracker files of a directory refer to, and by what."""
     try:
         folder = list_folder(directory)
-        for name in folder.links:
-            # Through every link on the way: people reach one directory by several names.
-            yield Path(os.path.realpath(directory / name)), f"{name} links here"
-        for name in folder.files.intersection(TRACKERS):
-            for word in {w.strip("\"',:") for w in read_text(directory / name).split()}:
-                for path in {directory / word, directory / Path(word).name}:
+    except OSError:
+        return  # gone or unreadable: then nothing is removed from it either
+    for name in folder.links:
+        # Through every link on the way: people reach one directory by several names.
+        yield Path(os.path.realpath(directory / name)), f"{name} links here"
+    for name in folder.files.intersection(TRACKERS):
+        text = read_text(directory / name, TRACKER_LIMIT).strip("\0")
+        if not text:
+            yield from _all_in(folder, f"{name} cannot be read, and may name it")
+        for word in {w.strip("\"',:[]{}") for w in text.split()} - {""}:
+            for path in {directory / word, directory / Path(word).name}:
+                with suppress(OSError, ValueError):  # what is no path names nothing
                     yield Path(os.path.realpath(path)), f"named by {name}"
-        yield from _needed_by_trainers(folder)
-    except (OSError, ValueError):
-        pass  # gone or unreadable: then nothing is removed from it either
+    yield from _needed_by_trainers(folder)
+
+
+def _all_in(folder: Folder, words: str) -> Iterator[tuple[Path, str]]:
+    real = Path(os.path.realpath(folder.path))
+    return ((real / name, words) for name in folder.files | folder.folders)
 
 
 def _needed_by_trainers(folder: Folder) -> Iterator[tuple[Path, str]]:
     for format_ in formats():
         try:
             needed = [(Path(os.path.realpath(path)), words) for path, words in format_.needed(folder)]
-        except OSError:
-            continue  # gone or unreadable: then nothing is removed from it either
-        except Exception as error:  # a third party's format must not make us remove what its trainer needs
-            words = f"format {format_.name} could not say what its trainer needs: {error!r}"
-            needed = [(folder.path / name, words) for name in folder.files | folder.folders]
+        except Exception as error:  # an unreadable tracker, a third party's fault: neither may cost what a trainer needs
+            needed = list(_all_in(folder, f"format {format_.name} could not say what its trainer needs: {error!r}"))
         yield from needed
 
 

@@ -101,6 +101,7 @@ _READ_PAIR = re.compile(
     _FLAGS,
 )
 _ONLY_METRICS = re.compile(rf"(?:.{{1,200}}?[-_.]{{1,2}})??(?P<pairs>{_METRIC_PAIRS})", _FLAGS)
+_ANY_METRIC = re.compile(rf"{_EQUAL}|{_BARE}", _FLAGS)
 _SUFFIX_AT_END = re.compile(rf".*?(?P<suffix>{_SUFFIX})", _FLAGS | re.DOTALL)
 _PLAIN_WORDS = frozenset(_NOUNS) | {"ema", "best", "last", "latest", "final"}
 _ROLES = {"best": Role.BEST, "last": Role.LAST, "latest": Role.LAST, "final": Role.FINAL}
@@ -136,6 +137,16 @@ def _parse(name: str) -> NameFacts:
             counts[unit] = int(found[unit])
     role = _ROLES.get((found.get("tag") or "").lower()) or _role_of_prefix(prefix)
     return NameFacts(step=counts.get("step"), epoch=counts.get("epoch"), metrics=metrics, role=role)
+
+
+@lru_cache(maxsize=8192)
+def series_of(name: str) -> str:
+    """What is in a name beside counts, metrics and the usual words: `fold0` in `fold0_epoch_5.pth`. Several models that are
+    trained into one directory differ in it."""
+    match = next(filter(None, (row.fullmatch(name) for row in _TABLE)), None) if len(name) <= LONGEST else None
+    prefix = _ANY_METRIC.sub("", (match.groupdict().get("prefix") or "") if match else "").lower()
+    words = [word for word in re.split(r"[-_.]+", prefix) if word]
+    return "_".join(word for word in words if word not in _PLAIN_WORDS)
 
 
 def _by_groups(groups: Mapping[str, str | None]) -> NameFacts:

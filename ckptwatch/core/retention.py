@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptwatch.core.amounts import format_duration
+from ckptwatch.core.naming import series_of
 from ckptwatch.model import (
     Action,
     Checkpoint,
@@ -67,6 +68,8 @@ def _survey(ordered: Sequence[RetentionFacts], rules: KeepRules, ranking_wanted:
     own = [c for c in complete if c.role in (Role.REGULAR, Role.FINAL)] or complete
     last = own[-rules.last :] if rules.last is not None and rules.last > 0 else []
     newest = [c for c in own if c.order == own[-1].order]
+    # Several models in one directory, `fold0_epoch_9` and `fold1_epoch_5`: the last of each may be all there is of it.
+    newest += {series_of(c.path.name): c for c in own}.values()
     # One file with a lower step is not yet a run that started over: until there are two, what was newest before stays.
     current = [c for c in own if own and c.generation == own[-1].generation]
     before = [c for c in own if c.generation < own[-1].generation] if len(current) < 2 else []

@@ -12,9 +12,10 @@ from ckptwatch.formats import hf_trainer
 from ckptwatch.formats.base import About, Claim, Family, Folder
 from ckptwatch.formats.diffusers_pipeline import COMPONENTS, variants_of
 from ckptwatch.formats.parts import fingerprint_of
-from ckptwatch.formats.pretrained import is_weights, tells_nothing
+from ckptwatch.formats.pretrained import is_weights
 from ckptwatch.formats.pretrained_tree import first_broken, first_gap, is_fsdp, is_run, judge_all_weights
 from ckptwatch.formats.reading import whole_number
+from ckptwatch.formats.step_names import names_one_state
 from ckptwatch.formats.torch_zip import look_torch
 from ckptwatch.formats.tree import files_below
 from ckptwatch.model import Facts
@@ -58,7 +59,7 @@ class AccelerateState(Family):
         if _NAME.fullmatch(folder.name):
             if _is_save(folder, marked) and not any(map(_NAME.fullmatch, folder.folders)):
                 yield self.claim_folder(folder)
-        elif marked and not tells_nothing(folder.name) and not folder.is_root and not is_run(folder):
+        elif marked and names_one_state(folder.name) and not folder.is_root and not is_run(folder):
             yield self.claim_folder(folder)
         elif "random_states_0.pkl" in folder.files:
             own = sorted(name for name in folder.files if _OWN.fullmatch(name))

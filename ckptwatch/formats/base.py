@@ -197,6 +197,8 @@ def claims_in(folder: Folder, among: Sequence[Format] | None = None) -> list[Cla
 
     If the directory itself is claimed, that is the only claim.
     """
+    if (being_written := _on_its_way(folder, among)) is not None:
+        return [being_written]
     left, found = folder, []
     for format_ in formats() if among is None else among:
         taken: set[str] = set()
@@ -220,6 +222,18 @@ def with_marker(claim: Claim, beside: Container[str]) -> Claim:
     if marker not in beside:
         return claim
     return replace(claim, witnesses=(*claim.witnesses, claim.path.with_name(marker)))
+
+
+def _on_its_way(folder: Folder, among: Sequence[Format] | None) -> Claim | None:
+    """A step's directory under a temporary name: nothing in it is a checkpoint yet, whatever it looks like."""
+    from ckptwatch.formats.step_names import unfinished
+
+    if folder.is_root or not unfinished(folder.name) or not (folder.files or folder.folders):
+        return None
+    format_ = next((f for f in formats() if f.name == "step-directory"), None)
+    if format_ is None or (among is not None and format_ not in among):
+        return None
+    return Claim(format=format_.name, path=folder.path, members=(folder.path,), whole=True)
 
 
 def _marked(folder: Folder) -> bool:

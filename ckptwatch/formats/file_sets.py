@@ -6,6 +6,8 @@ The grammar is small on purpose: to take two checkpoints for one would remove bo
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 from ckptwatch.formats.base import About, Claim, Family, Folder, Reading, list_folder
 from ckptwatch.formats.neighbours import expected_kinds, lacking
@@ -107,7 +109,7 @@ class FileSets(Family):
 
     def examine(self, claim: Claim) -> Facts:
         (key, found), = _sets(m.name for m in claim.members).items()
-        kinds = _kinds(_sets(list_folder(claim.path.parent).files), key)
+        kinds = _kinds(_sets_in(claim.path.parent, claim.path.parent.stat().st_mtime_ns), key)
         if evidence := _gap(found.kinds) or lacking(kinds, _step(key), found.kinds):
             return self.incomplete(evidence)
         metrics: dict[str, float] = {}
@@ -126,6 +128,12 @@ class FileSets(Family):
             step=_step(key), epoch=reading.epoch, metrics={**metrics, **reading.metrics}, variants=reading.variants,
             fingerprint=fingerprint_of(weights, claim.path.parent), content_digest=True,
         )
+
+
+@lru_cache(maxsize=4)  # a thousand sets in one directory ask one after the other
+def _sets_in(directory: Path, mtime_ns: int) -> _Sets:
+    """The sets in a directory as it is since `mtime_ns`. Raises OSError."""
+    return _sets(list_folder(directory).files)
 
 
 def _sets(files: Iterable[str]) -> _Sets:

@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
+from ckptwatch.core.naming import parse_name
 from ckptwatch.formats.base import About, Claim, Family, Folder
 from ckptwatch.formats.parts import fingerprint_of
-from ckptwatch.formats.pretrained import indexes_among, is_saved_model, tells_nothing, weights_among
+from ckptwatch.formats.pretrained import indexes_among, is_saved_model, weights_among
 from ckptwatch.formats.pretrained_tree import first_broken, is_run, judge_all_weights
+from ckptwatch.formats.step_names import names_one_state
 from ckptwatch.formats.trainer_state import STATE, TrainerState, read_state
 from ckptwatch.formats.tree import files_below
 from ckptwatch.model import Facts
@@ -35,10 +37,10 @@ class HfModel(Family):
     def claims(self, folder: Folder) -> Iterable[Claim]:
         if not folder.files & _TELLING:
             return
-        weights = [name for name in weights_among(folder.files) if _has_company(name, folder)]
+        weights = [name for name in weights_among(folder.files) if _has_company(name, folder) and not _is_of_a_step(name)]
         if not weights:
             return
-        if not tells_nothing(folder.name) and not folder.is_root and not is_run(folder):
+        if names_one_state(folder.name) and not folder.is_root and not is_run(folder):
             yield self.claim_folder(folder)
             return
         files = self.claim_files(folder, *weights, *indexes_among(folder.files), *(folder.files & _CONFIGURATION))
@@ -70,6 +72,12 @@ class HfModel(Family):
         return Facts(
             format=self.name, complete=True, evidence=f"{weights.evidence}; configuration readable", step=state.step,
             epoch=state.epoch, metrics=state.metrics, fingerprint=fingerprint_of(weights.files, top), content_digest=True)
+
+
+def _is_of_a_step(name: str) -> bool:
+    """`model.step_100.safetensors` is a checkpoint of its own."""
+    facts = parse_name(name)
+    return facts.step is not None or facts.epoch is not None
 
 
 def _has_company(name: str, folder: Folder) -> bool:

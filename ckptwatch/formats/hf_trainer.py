@@ -87,6 +87,9 @@ class HfTrainer(Family):
 
     def needed(self, folder: Folder) -> Iterable[tuple[Path, str]]:
         there = frozenset(name for name in folder.folders if name.startswith("checkpoint-") and NAME.fullmatch(name))
+        if there:
+            newest = max(there, key=lambda name: int(name.rpartition("-")[2]))
+            yield folder.path / newest, "the highest step: Trainer resumes from it"
         for name, state in _states(folder.path, there).items():
             for best in sorted(_best(state, folder, there)):
                 yield best, f"{STATE} of {name} names it as the best; Trainer fails at the end without it"
@@ -128,5 +131,8 @@ def _best(state: TrainerState, folder: Folder, there: frozenset[str]) -> set[Pat
     """The directory the trainer calls its best: where it says, and under that name in this run, which may have moved."""
     path = Path(state.best)
     best = {folder.path / path.name} if path.name in there else set()
-    return best | {path} if path.is_absolute() and path.is_dir() else best
+    with suppress(OSError):  # it may lie in a home that we may not look into
+        if path.is_absolute() and path.is_dir():
+            best.add(path)
+    return best
 

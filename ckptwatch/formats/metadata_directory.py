@@ -4,6 +4,7 @@ Two layouts. A run's directory: each `.ckpt` in it is a checkpoint, the metadata
 one directory for each checkpoint, named by step or epoch: then the directory is the checkpoint.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any
 from ckptwatch.core.naming import parse_name
 from ckptwatch.formats.base import About, Claim, Family, Folder
 from ckptwatch.formats.parts import fingerprint_of, look
-from ckptwatch.formats.pretrained import is_weights, judge_adapters, judge_weights, shown, tells_nothing
+from ckptwatch.formats.pretrained import is_weights, judge_adapters, judge_weights, shown
 from ckptwatch.formats.pretrained_tree import first_broken, is_run
 from ckptwatch.formats.reading import is_name, numbers_in, read_json, whole_number
+from ckptwatch.formats.step_names import names_one_state
 from ckptwatch.formats.torch_zip import TorchZip
 from ckptwatch.formats.tree import files_below
 from ckptwatch.model import Facts
 
 METADATA = "checkpoint_metadata.json"
 LORA = "lora_weights"
+# The metadata in it say what it is, so its name may say more than the step: `stage1_epoch3`.
+_NAMED = re.compile(r".{1,100}?[-_.](?:epoch|step|iter)[-_=]?\d{1,18}", re.IGNORECASE)
 _SUFFIXES = (".ckpt", ".pt", ".pth")
 
 
@@ -44,7 +48,7 @@ class MetadataDirectory(Family):
     def claims(self, folder: Folder) -> Iterable[Claim]:
         if METADATA not in folder.files:
             return
-        if not tells_nothing(folder.name) and not folder.is_root and not is_run(folder):
+        if (names_one_state(folder.name) or _NAMED.fullmatch(folder.name)) and not folder.is_root and not is_run(folder):
             yield self.claim_folder(folder)
             return
         for name in sorted(folder.files):

@@ -5,6 +5,7 @@ EDM2 writes several per step, one for each length of its moving average; they ar
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from ckptwatch.formats.base import About, Claim, Family, Folder, list_folder
@@ -53,7 +54,7 @@ class NetworkPickle(Family):
         if kimg is not None:
             if asked := _asked_for(claim.path.parent, emas) - emas.keys():
                 return self.incomplete(f"{OPTIONS} asks for {', '.join(sorted(asked)[:5])}, missing here")
-            around = {k: frozenset(v) for k, v in _snapshots(list_folder(claim.path.parent).files).items()}
+            around = _averages_in(claim.path.parent, claim.path.parent.stat().st_mtime_ns)
             if evidence := lacking(around, kimg, frozenset(emas)):
                 return self.incomplete(evidence)
         weights = [claim.path.with_name(n) for n in emas.values()]
@@ -76,6 +77,12 @@ class NetworkPickle(Family):
         if states:
             newest = max(states, key=lambda n: (states[n], n))
             yield folder.path / newest, "the newest training state: training resumes from it"
+
+
+@lru_cache(maxsize=4)  # all snapshots of a run ask one after the other
+def _averages_in(directory: Path, mtime_ns: int) -> Mapping[int, frozenset[str]]:
+    """kimg → averages, in a directory as it is since `mtime_ns`. Raises OSError."""
+    return {kimg: frozenset(emas) for kimg, emas in _snapshots(list_folder(directory).files).items()}
 
 
 def _snapshots(files: Iterable[str]) -> dict[int, dict[str, str]]:

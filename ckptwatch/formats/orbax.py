@@ -97,7 +97,7 @@ def _flaw(top: Path, files: list[Path], document: Mapping[str, Any]) -> str:
 def _is_described(item: str, here: frozenset[str]) -> bool:
     """Is there more of it than data: a file directly in it, or the description of an array?"""
     inside = [name.removeprefix(f"{item}/") for name in here if name.startswith(f"{item}/")]
-    return any("/" not in name or name.endswith((".zarray", "zarr.json")) for name in inside)
+    return any(name in (ITEM, MANIFEST, COMMIT, "checkpoint") or name.endswith((".zarray", "zarr.json")) for name in inside)
 
 
 def _item_flaw(items: Iterable[str], here: frozenset[str]) -> str:

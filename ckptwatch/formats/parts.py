@@ -63,18 +63,6 @@ def look_json(path: Path) -> Part:
     return Part(whole=True, evidence="a JSON document", content=content)
 
 
-def broken(paths: Iterable[Path], base: Path) -> str:
-    """The first file that is missing or not whole, and why; "" if all are whole. Raises OSError."""
-    for path in paths:
-        try:
-            part = look(path)
-        except FileNotFoundError:
-            return f"{path.relative_to(base)} is missing"
-        if not part.whole:
-            return f"{path.relative_to(base)}: {part.evidence}"
-    return ""
-
-
 def fingerprint_of(paths: Iterable[Path], base: Path) -> str:
     """Digest of the names, sizes, file times and structure of the files that hold a checkpoint's weights.
 

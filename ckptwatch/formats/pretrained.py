@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ckptwatch.core.naming import NameFacts, parse_name
 from ckptwatch.formats.parts import look
 from ckptwatch.formats.reading import open_regular
 from ckptwatch.formats.sharded_safetensors import Shards, Verdict, find_shards, judge_shards
@@ -57,10 +56,6 @@ def indexes_among(names: Iterable[str]) -> list[str]:
 def is_saved_model(name: str) -> bool:
     """Weights of the one model of a directory: `model_1.safetensors` may be a step's, and is Accelerate's at best."""
     return is_weights(name) and _NUMBERED.match(name) is None and not name.startswith(("pytorch_lora", "pytorch_model_fsdp"))
-
-
-def tells_nothing(name: str) -> bool:
-    return parse_name(name) == NameFacts()
 
 
 # ---- by content ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ _LEVANTER, _SPEECHBRAIN = "metadata.json", "CKPT.yaml"
 # Where a step's weights lie if not directly in it.
 _PARTS = frozenset({
     "model", "models", "weights", "pretrained_model", "module", "actor", "critic", "policy", "generator", "discriminator",
-    "unet", "transformer", "vae", "text_encoder", "lora", "lora_weights", "adapter", "adapter_model", "ema", "model_ema",
+    "lora", "lora_weights", "adapter", "adapter_model", "ema", "model_ema",
     "ema_model", "state", "train_state", "training_state", "params", "hf", "huggingface", "hf_model", "optimizer", "optim",
     "dist_checkpoint", "distcp", "fsdp", "trainer", "backbone", "encoder", "decoder", "net", "tokenizer", "processor",
     "scheduler", "optimizers", "optimizer_state", "random_states", "rng", "rng_state", "dataloader", "data_state", "config",
@@ -66,7 +66,7 @@ class StepDirectory(Family):
     def examine(self, claim: Claim) -> Facts:
         top = claim.path
         if base := unfinished(top.name):
-            return self.incomplete(f"temporary name of {base}: it is renamed when it is whole")
+            return self.incomplete(f"temporary name of {base}: being written, or removed")
         tree = judge_tree(top)
         if not tree.whole:
             return self.incomplete(tree.evidence)

@@ -11,10 +11,11 @@ from ckptwatch.model import Role
 
 DEEPEST = 2000  # directories below one are looked into for further checkpoints
 
-_COUNTED = r"(?:checkpoint|chkpt|ckpt|global[-_]step|train[-_]step|step|iteration|iter|epoch|ep|ba)[-_=]?\d{1,18}+"
+_COUNTED = r"(?:checkpoint|chkpt|ckpt|global[-_]step|train[-_]step|step|iteration|iter|epoch)[-_=]?\d{1,18}+"
 _SUFFIX = r"(?:\.(?:pt|pth|ckpt))?"
 _STEP = re.compile(
     rf"{_COUNTED}(?:[-_.].*+)?"                                            # checkpoint-100, epoch_0_train_step_10
+    r"|ep\d{1,9}+-ba\d{1,12}+(?:[-_.].*+)?"                                # Composer; `ba16` alone is a batch size
     rf"|\d{{4,18}}+\.(?:pt|pth|ckpt)"                                      # 0002000.pt as a directory
     rf"|.{{1,200}}?[-_.](?:global_step|step|iteration|iter)[-_=]\d{{1,18}}+{_SUFFIX}"  # my-model_step_100
     rf"|.{{1,200}}?[-_](?:epoch|step)=\d{{1,18}}+(?:[-_].*+)?"             # llama--loss=1.2-epoch=0-step=99
@@ -22,8 +23,9 @@ _STEP = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _TEMPORARY = re.compile(
-    r"(?:tmp|temp)[-_.](?P<before>.+)"
-    r"|(?P<after>.+?)[-_.](?:tmp|temp|incomplete|partial|unfinished|saving)(?:[-_.]\w{1,40}+)?",
+    r"[-_.]?(?:tmp|temp)[-_.](?P<before>.+)"
+    r"|(?P<after>.+?)[-_.](?:tmp|temp|incomplete|partial|unfinished|saving|deleting|to[-_]delete|old|bak|backup)"
+    r"(?:[-_.]\w{1,40}+)?",
     re.IGNORECASE | re.ASCII,
 )
 _NO_RUNS = frozenset({"d", "ocdbt.process_0", "_sharding"})  # Orbax; thousands of files
@@ -36,6 +38,12 @@ def is_step(name: str) -> bool:
         return False
     facts = parse_name(name)
     return facts.role is Role.REGULAR and (facts.step is not None or facts.epoch is not None or name.startswith("CKPT+"))
+
+
+def names_one_state(name: str) -> bool:
+    """Is a directory of this name one saved state: `epoch_3`, `final_model`? A bare number, a date or `epochs=10` may as
+    well be a job's."""
+    return is_step(name) or parse_name(name).role is not Role.REGULAR
 
 
 @lru_cache(maxsize=8192)

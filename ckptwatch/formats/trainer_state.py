@@ -35,7 +35,7 @@ def read_state(path: Path) -> TrainerState:
     best = content.get("best_model_checkpoint")
     return TrainerState(
         step=step,
-        epoch=whole_number(math.floor(epoch)) if isinstance(epoch, int | float) and math.isfinite(epoch) else None,
+        epoch=whole_number(math.floor(epoch)) if isinstance(epoch, float) and math.isfinite(epoch) else whole_number(epoch),
         metrics=_logged(content.get("log_history"), step),
         best=best if isinstance(best, str) and len(best) < 4096 and best.isprintable() else "",
     )

@@ -1,11 +1,12 @@
 """From a root to recorded checkpoints: is it the right root, what settled, which run, step and generation."""
 
 import logging
+import os
 from pathlib import Path
 
 from ckptwatch.apply.places import Marker, place_marker, read_marker
 from ckptwatch.core.generations import next_generation
-from ckptwatch.core.naming import run_directory, run_name, whole_name
+from ckptwatch.core.naming import run_directory, run_name, series_of, whole_name
 from ckptwatch.errors import RootError
 from ckptwatch.formats.base import NamePatterns, formats
 from ckptwatch.model import Checkpoint, CheckpointEvent, CheckpointState, Identity, Run
@@ -74,6 +75,10 @@ class Intake:
     def settle(self, *, now: float) -> set[int]:
         """Look again at what had not settled."""
         return set() if self.problem else self._record(self._catalogue.settle(now=now), now)
+
+    def link_targets(self) -> dict[Path, Path]:
+        """Real path → a symbolic link somewhere below the root that leads there."""
+        return {Path(os.path.realpath(link)): link for link in self._scanner.links()}
 
     def moved_away(self, path: Path) -> None:
         """We put it into the trash: its absence is no news."""
@@ -220,6 +225,8 @@ class Intake:
 
     def _generation(self, conn: Connection, run: Run, found: Found, *, back_catalogue: bool) -> int:
         newest = checkpoints.newest(conn, run.id)
+        if newest is not None and series_of(newest.path.name) != series_of(found.path.name):
+            return newest.generation  # another model's counts say nothing about this one's
         step, newest_step = found.facts.step, newest.step if newest else None
         if newest is not None and step is None and newest_step is None:
             step, newest_step = found.facts.epoch, newest.epoch  # a run that counts only epochs starts over just the same

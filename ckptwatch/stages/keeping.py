@@ -1,7 +1,9 @@
 """From an assessment to the disk: queue what is due, move aliases, then remove, then publish. In that order, always."""
 
 import logging
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from ckptwatch.apply.linker import AliasError, apply_aliases
@@ -19,6 +21,7 @@ from ckptwatch.settings import Settings
 from ckptwatch.stages.intake import Intake
 from ckptwatch.store import checkpoints, evaluations, events, removals, runs
 from ckptwatch.store.database import Database
+from ckptwatch.watch.sightings import sight_path
 
 log = logging.getLogger(__name__)
 
@@ -117,16 +120,17 @@ class KeepingStage:
         removals = sorted(a.plan.removals, key=lambda d: tried.get(d.checkpoint.id, -1))
         turn = removals[:AT_A_TIME]
         news = any(d.checkpoint.id not in self._refused for d in turn)
+        links = intake.link_targets() if turn else {}
         for decision in turn:
-            self._remove(decision, a, intake, now)
+            self._remove(decision, a, intake, links, now)
         if len(removals) > len(turn) and news:
             self._more.add(a.run.id)
 
-    def _remove(self, decision: Decision, a: Assessment, intake: Intake, now: float) -> None:
+    def _remove(self, decision: Decision, a: Assessment, intake: Intake, links: Mapping[Path, Path], now: float) -> None:
         checkpoint = decision.checkpoint
         reason = "; ".join(decision.reasons)
         try:
-            self._last_look(checkpoint, a)
+            self._last_look(checkpoint, a, links)
             self._pruners[a.run.root].remove(checkpoint, run=a.run.name, reason=reason, grace=a.rule.grace, now=now)
         except RemovalRefused as error:
             if self._refused.get(checkpoint.id) != error.cause:
@@ -138,7 +142,7 @@ class KeepingStage:
         intake.moved_away(checkpoint.path)
         log.info("%s: removed %s to trash: %s", a.run.name, checkpoint.path.name, reason)
 
-    def _last_look(self, checkpoint: Checkpoint, a: Assessment) -> None:
+    def _last_look(self, checkpoint: Checkpoint, a: Assessment, links: Mapping[Path, Path]) -> None:
         """The last refusals stand next to the deletion, whatever the plan says (design: invariant 2)."""
         def refuse(cause: str) -> RemovalRefused:
             return RemovalRefused("remove", cause, path=checkpoint.path, hint="it is kept")
@@ -150,6 +154,10 @@ class KeepingStage:
             raise refuse("it is the only checkpoint left of its run")
         if any(alias.target == checkpoint.path for alias in a.aliases):
             raise refuse("an alias points to it")
+        entries = {Path(os.path.realpath(entry)) for entry in checkpoint.entries}
+        for target, link in links.items():  # of another run, perhaps: only here are all links of the root looked at
+            if not entries.isdisjoint((target, *target.parents)):
+                raise refuse(f"{link} links there")
 
     def more(self) -> set[int]:
         """Runs whose plan was carried out only in part, so that messages get their turn in between."""
@@ -318,11 +326,12 @@ class KeepingStage:
 
 def _whole_on_disk(c: Checkpoint) -> bool:
     try:
-        info = c.path.lstat()
+        found = sight_path(c.path, c.members).identity
     except OSError:
         return False
-    found = (info.st_ino, info.st_size, info.st_mtime_ns)
-    return c.state is CheckpointState.COMPLETE and found == (c.identity.inode, c.identity.size, c.identity.mtime_ns)
+    judged = c.identity
+    return c.state is CheckpointState.COMPLETE and (
+        (found.inode, found.size, found.mtime_ns) == (judged.inode, judged.size, judged.mtime_ns))
 
 
 def _contender(a: Assessment, evaluation: Evaluation) -> Contender | None:

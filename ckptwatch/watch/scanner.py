@@ -5,7 +5,7 @@ only about directories whose names changed, and only what changed is reported.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -81,16 +81,22 @@ class Scanner:
         self._visit_all([str(start)], result, deep=False)
         return result
 
+    def links(self) -> Iterator[Path]:
+        """Every symbolic link that was seen below the root, outside of checkpoints."""
+        for directory, seen in self._seen.items():
+            for name in seen.links if seen.whole is None else ():
+                yield Path(directory, name)
+
     def sight(self, claim: Claim) -> Sighting | None:
-        """The claim as it is now: files may have joined it or left. None if there is no such checkpoint any more.
+        """The claim as it is now. None if there is no such checkpoint any more.
 
         Raises OSError.
         """
-        if claim.members == (claim.path,) and not claim.whole:
-            return sight(claim)  # what joins it is found by scanning its directory
-        folder = list_folder(claim.path if claim.whole else claim.path.parent)
+        if not claim.whole:
+            return sight(claim)  # what joins it or leaves is found by scanning its directory
+        folder = list_folder(claim.path)
         folder = self._without_excluded(folder) if self._exclude else folder
-        now = next((c for c in claims_in(folder, self._formats) if c.path == claim.path), None)
+        now = next((c for c in claims_in(folder, self._formats) if c.whole), None)
         return None if now is None else sight(replace(now, witnesses=claim.witnesses))
 
     # ---- one directory -------------------------------------------------------------------------------------------
@@ -149,7 +155,11 @@ class Scanner:
                         folders=frozenset(_texts(folders, path, result)), links=frozenset(links))
         if self._exclude:
             folder = self._without_excluded(folder)
-        claims = tuple(claims_in(folder, self._formats))
+        try:
+            claims = tuple(claims_in(folder, self._formats))
+        except Exception as error:  # a third party's format: what it would have claimed must not pass for another's
+            result.unreadable.append((path, f"a format failed: {error!r}"))
+            return seen
         if claims and claims[0].whole:
             seen.whole = claims[0]
         else:

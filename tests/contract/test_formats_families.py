@@ -10,6 +10,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 
@@ -273,8 +274,10 @@ def ultralytics_run():
     place = place_of("ultralytics")
     os.environ.setdefault("YOLO_CONFIG_DIR", str(place / "config"))
     os.environ.setdefault("YOLO_OFFLINE", "true")
+    ours = PIL.Image.open, torch.load, torch.save
     trainer = pytest.importorskip("ultralytics.engine.trainer")
     tools = pytest.importorskip("ultralytics.utils.torch_utils")
+    PIL.Image.open, torch.load, torch.save = ours  # it puts its own in their place, for every other test as well
     model = torch.nn.Linear(2, 1)
     weights = place / "weights"
     weights.mkdir()

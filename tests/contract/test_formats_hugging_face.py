@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckptwatch.formats.base import Folder, claims_below, claims_in, examine, format_named, list_folder
+from ckptwatch.formats.base import Folder, claim_at, claims_below, claims_in, examine, format_named, list_folder
 from ckptwatch.formats.hf_model import HfModel
 from ckptwatch.formats.hf_trainer import HfTrainer
 from ckptwatch.formats.sharded_safetensors import ShardedSafetensors
@@ -454,7 +454,12 @@ class TestNeeded:
         return Path(shutil.copytree(written() / "full", tmp_path / "moved"))
 
     def needed(self, run):
-        return dict(HfTrainer().needed(list_folder(run)))
+        """What it calls its best. What it resumes from is told apart."""
+        return {path: why for path, why in HfTrainer().needed(list_folder(run)) if "best" in why}
+
+    def test_what_training_resumes_from_is_the_highest_step(self, run):
+        shutil.copytree(run / "checkpoint-4", run / "checkpoint-10")
+        assert (run / "checkpoint-10", "the highest step: Trainer resumes from it") in HfTrainer().needed(list_folder(run))
 
     def test_the_best_is_found_where_the_run_was_moved_to(self, run):
         assert "names it as the best" in self.needed(run)[run / "checkpoint-2"]
@@ -470,10 +475,19 @@ class TestNeeded:
         self.rewrite(run / "checkpoint-4", best_model_checkpoint=str(elsewhere))
         assert set(self.needed(run)) == {elsewhere}
 
-    @pytest.mark.parametrize("text", [None, "", "/etc/passwd", "../..", 5, "x" * 9999, "checkpoint-\0"])
-    def test_nonsense_protects_nothing_and_raises_nothing(self, run, text):
+    @pytest.mark.parametrize("text", [None, "", "/etc/passwd", "../..", 5, "x" * 9999, "checkpoint-\0"],
+                             ids=lambda t: repr(t)[:20])
+    def test_nonsense_names_no_best_and_raises_nothing(self, run, text):
         self.rewrite(run / "checkpoint-4", best_model_checkpoint=text)
         assert self.needed(run) == {}
+
+    @pytest.mark.parametrize("epoch", [10**400, -1, "x", None, [], True, 1e308, float("inf")],
+                             ids=lambda e: str(e)[:10])
+    def test_an_epoch_that_is_none_is_unknown(self, run, epoch):
+        self.rewrite(run / "checkpoint-4", epoch=epoch)
+        claim = claim_at(run / "checkpoint-4")
+        facts = examine(claim, HfTrainer())
+        assert facts.complete and (facts.epoch is None or facts.epoch < 2**63)
 
     def test_while_the_newest_state_is_being_written_the_one_before_counts(self, run):
         self.rewrite(run / "checkpoint-2", best_model_checkpoint="checkpoint-2")

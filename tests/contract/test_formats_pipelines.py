@@ -342,10 +342,9 @@ class TestRunWithMetadata(FormatConformance):
         aside, = claims_in(folder)
         assert aside.aside and not examine(aside, MetadataDirectory()).complete
 
-    def test_an_adapter_directory_without_metadata_beside_it_is_an_adapter(self, tmp_path):
+    def test_an_adapter_whose_metadata_is_still_to_come_is_no_checkpoint(self, tmp_path):
         write_adapter(tmp_path / "run" / "lora_weights")
-        (path, facts), = self.facts_below(tmp_path).items()
-        assert (path.name, facts.format, facts.complete) == ("adapter_model.safetensors", "hf-model", True)
+        assert self.facts_below(tmp_path) == {}
 
     def test_name_file_and_metadata_together_tell_the_facts(self, tmp_path):
         path = self.write(tmp_path)

@@ -1,7 +1,11 @@
 """A directory that holds a run, data or anything else of value is never taken for one checkpoint, whatever its name: a
 removal would take all of it along."""
 
+import shutil
+
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ckptwatch.formats.base import claim_at, claims_below, examine, format_named
 from tests.support import save
@@ -37,10 +41,52 @@ def taken(root):
     ("000001/latents.pt", "000002/latents.pt"),                             # a data set
     ("multirun/0/epoch_1.pth", "multirun/0/epoch_2.pth", "multirun/1/epoch_1.pth"),
     ("seed/100/model.pt", "seed/200/model.pt"),
+    ("step_1/model.pt", "step_1/train.log", "step_1/checkpoints/0001000.pt", "step_1/checkpoints/0002000.pt"),
+    ("gan/00001/model.pt", "gan/00001/train.log", "gan/00001/src/main.py"),
+    ("data/latents/00000/0.pt", "data/latents/00000/1.pt"),
+    ("multirun/1/default/0000100.pt", "multirun/1/default/0000200.pt", "multirun/1/code/main.py"),
+    ("sweep/ba16/model.pt", "sweep/ba32/model.pt", "sweep/ep100/model.pt"),
 ])
 def test_only_single_files_are_taken_from_it(tmp_path, names):
     plant(tmp_path, *names)
     assert taken(tmp_path) <= {n for n in names if n.endswith((".pt", ".pth", ".ckpt"))}
+
+
+@pytest.mark.parametrize("job", ["0", "12", "20240101", "epochs=10", "lr=0.1,seed=3", "ba16", "ep100", "exp1"])
+def test_of_a_job_that_saved_its_model_only_the_model_is_taken(tmp_path, job):
+    """Sweeps number their jobs; logs, code and reports lie beside the model."""
+    plant(tmp_path, f"{job}/config.json", f"{job}/train.log", f"{job}/.hydra/config.yaml", f"{job}/wandb/run.json")
+    save_file({"w": torch.zeros(3)}, tmp_path / job / "model.safetensors")
+    assert taken(tmp_path) == {f"{job}/config.json", f"{job}/model.safetensors"}
+
+
+def test_a_run_begun_inside_a_checkpoint_keeps_it(tmp_path):
+    from tests.formats_page import suites
+
+    path = suites()["hf-trainer"]().write(tmp_path / "whole")
+    shutil.copytree(path, path / "dpo" / "checkpoint-10")
+    facts = examine(claim_at(path), format_named("hf-trainer"))
+    assert not facts.complete and "further checkpoints" in facts.evidence
+
+
+def test_steps_that_save_pretrained_named_itself_stay_apart(tmp_path):
+    plant(tmp_path, "exp/config.json")
+    for step in (100, 200):
+        save_file({"w": torch.zeros(3)}, tmp_path / f"exp/model.step_{step}.safetensors")
+    assert taken(tmp_path) == {"exp/model.step_100.safetensors", "exp/model.step_200.safetensors"}
+
+
+@pytest.mark.parametrize("name", [
+    "checkpoint-100.tmp", "step_100.tmp", "checkpoint-100.incomplete", "tmp_step_100", "_tmp_step_100", "step_100-tmp",
+    "checkpoint-100.deleting", "checkpoint-100.old", "step_100.bak",
+])
+@pytest.mark.parametrize("family", ["hf-model", "dcp", "diffusers-pipeline", "accelerate", "step-directory"])
+def test_under_a_temporary_name_nothing_is_taken(tmp_path, name, family):
+    from tests.formats_page import suites
+
+    path = suites()[family]().write(tmp_path / "whole")
+    shutil.copytree(path if path.is_dir() else path.parent, tmp_path / "run" / name)
+    assert taken(tmp_path / "run") == set()
 
 
 def test_further_checkpoints_deep_inside_are_found_when_it_is_examined(tmp_path):

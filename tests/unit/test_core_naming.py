@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ckptwatch.core.naming import NameFacts, parse_name, run_directory, run_name, suffix_of, whole_name
+from ckptwatch.core.naming import NameFacts, parse_name, run_directory, run_name, series_of, suffix_of, whole_name
 from ckptwatch.model import Role
 
 R, F, L, B = Role.REGULAR, Role.FINAL, Role.LAST, Role.BEST
@@ -204,3 +204,12 @@ def test_a_name_cut_in_two_by_a_metric_is_put_together_again(path, whole, run):
 ])
 def test_a_directory_that_is_a_checkpoint_belongs_to_a_run(path, run):
     assert run_name(run_directory(PurePosixPath(path), whole=True)) == run
+
+
+@pytest.mark.parametrize(("name", "series"), [
+    ("fold0_epoch_5.pth", "fold0"), ("mae_epoch_800.pth", "mae"), ("epoch=2-step=500-val_loss=0.32.ckpt", ""),
+    ("val_loss=0.3-epoch=1.ckpt", ""), ("siglip_loss0.42_epoch05.ckpt", "siglip"), ("best_model_9_val_acc=0.77.pt", ""),
+    ("model_0004999.pth", ""), ("checkpoint-100", ""), ("best_AP_epoch_150.pth", "ap"), ("notes", ""),
+])
+def test_several_models_in_one_directory_are_told_apart(name, series):
+    assert series_of(name) == series

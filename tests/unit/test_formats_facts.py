@@ -392,7 +392,7 @@ def test_an_ordered_dict_stays_one_whatever_state_is_set_on_it():
     b"\x80\x04()" + b"\x85" * 300_000 + b"\x91.",
     b"\x80\x02ccollections\nOrderedDict\n]]()" + b"\x85" * 300_000 + b"K\x01eaa\x85R.",
     b"]" * 300_000 + b"a" * 299_999 + b".",
-])
+], ids=["setitem", "setitems", "dict", "set", "frozenset", "ordered dict", "lists"])
 def test_deep_nesting_does_not_overflow_the_stack(raw):
     """In a process of its own: what this guards against is a segmentation fault."""
     code = ("import sys; from ckptwatch.formats.inert_pickle import *\n"

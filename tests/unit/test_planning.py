@@ -188,8 +188,7 @@ def test_what_a_trainer_refers_to_is_protected(plan, make):
 @pytest.mark.parametrize("make", [
     lambda a: (a / "dangling").symlink_to("nowhere"),
     lambda a: (a / "loop").symlink_to("loop"),
-    lambda a: (a / "latest").write_bytes(b"\xff\0" * 1000),
-    lambda a: (a / "latest").write_bytes(b"0001.pt " * 10_000),
+    lambda a: (a / "latest").write_bytes(b"what \0 ever " * 1000),
     lambda a: (a / "latest").mkdir(),
 ])
 def test_odd_trackers_do_no_harm(plan, make):
@@ -197,6 +196,17 @@ def test_odd_trackers_do_no_harm(plan, make):
         plan.add(step, float(10 - step))
     make(plan.root / "a")
     assert plan.removals() == [1, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 16, b"\xff\xfe" * 100, b"x" * 2_000_000])
+def test_a_tracker_that_cannot_be_read_protects_all_beside_it(plan, content):
+    """A power cut leaves zeros; what it named is still what the trainer needs."""
+    for step in (1, 2, 3):
+        plan.add(step, float(10 - step))
+    (plan.root / "a/latest").write_bytes(content)
+    (plan.root / "a/last_checkpoint").write_text("0002.pt")
+    assert plan.removals() == []
+    assert "cannot be read" in plan.reason(1) and "named by last_checkpoint" in plan.reason(2)
 
 
 def test_an_incomplete_checkpoint_is_neither_due_nor_removed_nor_last(plan):
