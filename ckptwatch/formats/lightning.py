@@ -1,12 +1,15 @@
 """PyTorch Lightning's single-file checkpoints."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ckptwatch.core.naming import whole_name
-from ckptwatch.formats.base import About, Dialect, Reading
+from ckptwatch.formats.base import About, Dialect, Folder, Reading
 from ckptwatch.formats.torch_content import first_count, numbers, variants
+from ckptwatch.formats.torch_zip import look_torch
 
 
 class Lightning(Dialect):
@@ -18,6 +21,7 @@ class Lightning(Dialect):
         complete="as a torch.save file; Lightning writes to a temporary file first, which may be copied onto the final name",
         facts="`global_step` and `epoch`; from the state of `ModelCheckpoint` the value of the monitored metric, if it "
               "lists this very file; variants are entries that hold tensors",
+        protected="the best as `ModelCheckpoint` in the newest file names it: `ckpt_path=\"best\"` loads it after training",
         forbidden_names=r"last.*\.ckpt",
         forbidden_because="Lightning takes the name for its own and writes `last-v1.ckpt` instead",
     )
@@ -28,6 +32,31 @@ class Lightning(Dialect):
     def read(self, content: Mapping[object, object], path: Path) -> Reading:
         return Reading(step=first_count(content, ("global_step",)), epoch=first_count(content, ("epoch",)),
                        metrics=numbers(dict(_monitored(content.get("callbacks"), path))), variants=variants(content))
+
+
+    def needed(self, folder: Folder) -> Iterable[tuple[Path, str]]:
+        written: list[tuple[int, int, str]] = []
+        for name in folder.files:
+            if name.endswith(".ckpt"):
+                with suppress(FileNotFoundError):
+                    info = (folder.path / name).stat()
+                    written.append((info.st_mtime_ns, info.st_size, name))
+        if not written:
+            return
+        time, size, newest = max(written)
+        for best in _bests(folder.path / newest, time, size):
+            if best in folder.files:
+                yield folder.path / best, f"{newest} names it as the best: `ckpt_path=\"best\"` loads it after training"
+
+
+@lru_cache(maxsize=256)
+def _bests(path: Path, mtime_ns: int, size: int) -> frozenset[str]:
+    """The names of what the callbacks in a file, as it is since `mtime_ns`, call their best. Raises OSError."""
+    content = look_torch(path).content
+    callbacks = content.get("callbacks") if isinstance(content, dict) else None
+    found = (state.get("best_model_path") for state in callbacks.values() if isinstance(state, dict)) \
+        if isinstance(callbacks, dict) else ()
+    return frozenset(PurePosixPath(best).name for best in found if isinstance(best, str))
 
 
 def _monitored(callbacks: Any, path: Path) -> Iterator[tuple[str, Any]]:

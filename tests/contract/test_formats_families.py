@@ -354,3 +354,16 @@ def test_every_directory_the_libraries_wrote_holds_only_complete_checkpoints():
         assert claims
         for claim in claims:
             assert examine(claim, format_named(claim.format)).complete
+
+
+def test_what_lightning_calls_its_best_is_needed():
+    place, scores = lightning_run()
+    best = min(scores, key=scores.__getitem__)
+    needed = dict(Lightning().needed(list_folder(place)))
+    assert set(needed) == {place / best} and "ckpt_path" in needed[place / best]
+
+
+def test_files_of_others_name_no_best_of_lightning(tmp_path):
+    torch.save({"w": torch.zeros(2), "callbacks": {"x": {"best_model_path": 5}, "y": 3}}, tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(b"garbage")
+    assert list(Lightning().needed(list_folder(tmp_path))) == []
