@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -33,9 +33,10 @@ class Folder:
     links: frozenset[str] = frozenset()
     is_root: bool = False                  # a watched root is never a checkpoint itself
 
-    @cached_property
-    def name(self) -> str:
-        return self.path.name
+    name: str = field(init=False)          # of the directory itself
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.path.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +202,8 @@ def claims_in(folder: Folder, among: Sequence[Format] | None = None) -> list[Cla
         return [being_written]
     left, found = folder, []
     for format_ in formats() if among is None else among:
+        if isinstance(format_, Dialect):
+            continue  # known by content alone
         taken: set[str] = set()
         for claim in format_.claims(left):
             if claim.whole:
