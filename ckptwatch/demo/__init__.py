@@ -1,1 +1,1 @@
-"""TODO"""
+"""A real small training job, its networks and its show: what `ckptwatch demo` runs."""
