@@ -129,7 +129,14 @@ class Scanner:
             result.unreadable.append((Path(directory), error.strerror or str(error)))
             return None
         if before is None or files != before.files or folders != before.folders or links != before.links:
-            seen = self._seen[directory] = self._ask(directory, files, folders, links, before, result)
+            try:
+                seen = self._ask(directory, files, folders, links, before, result)
+            except Exception as error:
+                # A third party's format. What it would have claimed must not pass for another's, nor what is known for gone;
+                # nothing is remembered of the directory, so that the next look asks again.
+                result.unreadable.append((Path(directory), f"a format failed: {error!r}"))
+                return None
+            self._seen[directory] = seen
             infos = _stat_all(directory, seen.watched)
         else:
             seen = before
@@ -148,18 +155,14 @@ class Scanner:
     def _ask(
         self, directory: str, files: list[str], folders: list[str], links: list[str], before: _Seen | None, result: Scan,
     ) -> _Seen:
-        """The formats' claims in a directory whose names are new."""
+        """The formats' claims in a directory whose names are new. Raises what a format raises, and then changes nothing."""
         path = before.path if before is not None else Path(directory)
         seen = _Seen(path=path, files=files, folders=folders, links=links)
         folder = Folder(path=path, files=frozenset(_texts(files, path, result)), is_root=path == self.root,
                         folders=frozenset(_texts(folders, path, result)), links=frozenset(links))
         if self._exclude:
             folder = self._without_excluded(folder)
-        try:
-            claims = tuple(claims_in(folder, self._formats))
-        except Exception as error:  # a third party's format: what it would have claimed must not pass for another's
-            result.unreadable.append((path, f"a format failed: {error!r}"))
-            return seen
+        claims = tuple(claims_in(folder, self._formats))
         if claims and claims[0].whole:
             seen.whole = claims[0]
         else:

@@ -226,3 +226,29 @@ def test_a_remounted_filesystem_changes_no_identity(watch):
     watch.catalogue.remember({seen.path: evolve(seen.identity, device=seen.device + 7)})
     assert watch.look() == []
 
+
+
+def test_a_format_that_fails_loses_nothing_of_what_is_known(tmp_path):
+    """Neither at the look at which it fails, nor at the next ones."""
+    class Moody(AnyFile):
+        name, fails = "moody", False
+
+        def claims(self, folder):
+            if self.fails and folder.path.name == "a":
+                raise ZeroDivisionError
+            return super().claims(folder)
+
+        def examine(self, claim):
+            return Facts(format=self.name, complete=True, evidence="ok")
+
+    format_ = Moody()
+    watch = Watch(tmp_path, formats=[format_])
+    save(tmp_path / "a/1.pt")
+    save(tmp_path / "a/deep/2.pt")
+    assert watch.look() == [("Found", "a/1.pt"), ("Found", "a/deep/2.pt")]
+    format_.fails = True
+    save(tmp_path / "a/3.pt")
+    assert [watch.look() for _ in range(3)] == [[], [], []]
+    assert watch.look(tmp_path / "a") == []
+    format_.fails = False
+    assert watch.look() == [("Found", "a/3.pt")]
