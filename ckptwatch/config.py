@@ -23,6 +23,8 @@ from ckptwatch.model import (
     MetricSpec,
     Mode,
     Networks,
+    Pipeline,
+    Program,
     RankRule,
     Recipe,
     Reference,
@@ -30,7 +32,7 @@ from ckptwatch.model import (
     Sampler,
 )
 from ckptwatch.outline import config_text
-from ckptwatch.schema import Config, RecipeSection, RunSection
+from ckptwatch.schema import ClipSection, Config, PipelineSection, ProgramSection, RecipeSection, RunSection
 from ckptwatch.settings import PublishRule, RootRule, Settings, WorkerRule, default_state_dir
 
 
@@ -260,13 +262,17 @@ def _recipe(name: str, section: RecipeSection, absolute: Any) -> Recipe:
     def path(value: Path | None) -> Path | None:
         return None if value is None else absolute(value)
 
-    clip = section.networks.clip
-    model, pretrained = clip.model, clip.pretrained
-    if model.startswith("local-dir:"):
-        model = f"local-dir:{absolute(Path(model.removeprefix('local-dir:')))}"
-    if absolute(Path(pretrained)).is_file():
-        pretrained = str(absolute(Path(pretrained)))
-    features = section.networks.features
+    def clip(section: ClipSection) -> tuple[str, str]:
+        model, pretrained = section.model, section.pretrained
+        if model.startswith("local-dir:"):
+            model = f"local-dir:{absolute(Path(model.removeprefix('local-dir:')))}"
+        if absolute(Path(pretrained)).is_file():
+            pretrained = str(absolute(Path(pretrained)))
+        return model, pretrained
+
+    networks = section.networks
+    features, prc, dino = networks.features, networks.prc, networks.dino
+    (clip_model, clip_pretrained), (cmmd_model, cmmd_pretrained) = clip(networks.clip), clip(networks.cmmd)
     composite = None
     if section.composite:
         terms = {k: CompositeTerm(weight=t.weight, low=t.range[0], high=t.range[1]) for k, t in section.composite.items()}
@@ -276,38 +282,60 @@ def _recipe(name: str, section: RecipeSection, absolute: Any) -> Recipe:
     return Recipe(
         name=name,
         sampler=Sampler(command=tuple(sampler.command or ()), factory=sampler.factory or "", options=sampler.options,
-                        images=images, timeout=sampler.timeout),
+                        images=images, timeout=sampler.timeout, diffusers=_pipeline(sampler.diffusers, absolute),
+                        program=_program(sampler.program, path)),
         metrics=tuple(
             MetricSpec(name=m, mode=METRICS[m].mode) if isinstance(m, str)
             else MetricSpec(name=m.name, function=m.function or "", mode=m.mode)
             for m in section.metrics
         ),
-        samples=section.samples, seed=section.seed, batch_size=section.batch_size, prompts=path(section.prompts),
+        samples=section.samples, seed=section.seed, batch_size=section.batch_size, workers=section.workers,
+        prompts=path(section.prompts), num_classes=section.num_classes, image_size=section.image_size,
         reference=Reference(images=path(section.reference.images), stats=path(section.reference.stats),
                             paired=path(section.reference.paired)),
         networks=Networks(
             features=features.extractor, features_layer=features.layer, logits_layer=features.logits,
             features_weights=path(features.weights), features_module=features.module or "",
-            clip=model, clip_pretrained=pretrained,
-            lpips=section.networks.lpips.net, lpips_weights=path(section.networks.lpips.weights),
+            clip=clip_model, clip_pretrained=clip_pretrained,
+            lpips=networks.lpips.net, lpips_weights=path(networks.lpips.weights),
+            prc=prc.extractor, prc_layer=prc.layer, prc_weights=path(prc.weights),
+            dino=dino.model, dino_weights=path(dino.weights),
+            cmmd=cmmd_model, cmmd_pretrained=cmmd_pretrained, precision=networks.precision,
         ),
         composite=composite, keep_samples=section.num_evaluation_samples, version=section.version,
     )
+
+
+def _pipeline(section: PipelineSection | None, absolute: Any) -> Pipeline | None:
+    if section is None:
+        return None
+    base = section.base or ""
+    # "owner/name" may be a hub's; what begins like a path, or is there, is one.
+    if base and (base.startswith(("/", "~", ".")) or absolute(Path(base)).is_dir()):
+        base = str(absolute(Path(base)))
+    return Pipeline(base=base, component=section.component or "", dtype=section.dtype)
+
+
+def _program(section: ProgramSection | None, path: Any) -> Program | None:
+    if section is None:
+        return None
+    return Program(file=path(section.file), noise=tuple(section.noise), low=section.range[0], high=section.range[1])
 
 
 def _run_rule(section: RunSection, config: Config) -> RunRule:
     evaluate = None
     if section.evaluate and section.evaluate.enabled:
         variants = ("all",) if section.evaluate.variants == "all" else tuple(section.evaluate.variants)
-        evaluate = EvaluateRule(recipe=section.evaluate.recipe, every=section.evaluate.every,
-                                final=section.evaluate.final, variants=variants)
+        asked = section.evaluate
+        evaluate = EvaluateRule(recipe=asked.recipe, every=asked.every, every_steps=asked.every_steps,
+                                every_epochs=asked.every_epochs, final=asked.final, variants=variants)
     rank = None
     if section.rank:
         recipe = config.recipes.get(section.evaluate.recipe) if section.evaluate else None
         mode = section.rank.mode or known_mode(section.rank.by, recipe)
         rank = RankRule(by=section.rank.by, mode=mode or Mode.MIN, ties=section.rank.ties)
     return RunRule(
-        match=section.match, evaluate=evaluate, rank=rank,
+        match=section.match, expect=tuple(section.expect), evaluate=evaluate, rank=rank,
         keep=KeepRules(**section.keep.model_dump()) if section.keep else None,
         grace=section.trash.grace, approve_over=section.approve_over,
         aliases=AliasRule(directory=section.aliases.dir, best=section.aliases.best or None,

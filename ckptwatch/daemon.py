@@ -131,7 +131,9 @@ class Daemon:
             with self._db.write() as conn:
                 heartbeat.begin(conn, pid=os.getpid(), version=__version__, now=now)
             self._intakes = {
-                rule.root: Intake(self._db, rule, observe_only=self.settings.observe_only) for rule in self.settings.roots
+                rule.root: Intake(self._db, rule, observe_only=self.settings.observe_only,
+                                  expected_of=self.settings.outline.expected_of)
+                for rule in self.settings.roots
             }
             self._evaluation = EvaluationStage(self._db, self.settings, self._queue.put)
             self._keeping = KeepingStage(self._db, self.settings, self._intakes, dry_run=self._dry_run)
@@ -370,7 +372,7 @@ def run_commands(settings: Settings, content: Mapping[str, Any]) -> Mapping[str,
     try:
         now = time.time()
         dirty: set[int] = set()
-        intakes = {rule.root: Intake(db, rule) for rule in settings.roots}
+        intakes = {r.root: Intake(db, r, expected_of=settings.outline.expected_of) for r in settings.roots}
         keeping = KeepingStage(db, settings, intakes)
         for root, intake in intakes.items():
             intake.check(now=now)

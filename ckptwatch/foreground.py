@@ -11,11 +11,14 @@ from ckptwatch.errors import EvaluationError
 from ckptwatch.model import FailureKind, Recipe
 from ckptwatch.settings import Settings
 from ckptwatch.workers.devices import resolve
+from ckptwatch.workers.parts import merge_of, parts_of
 from ckptwatch.workers.supervisor import Died, Pool, Report
-from ckptwatch.workers.wire import Failed, Job, Progress, Result
+from ckptwatch.workers.wire import Failed, Job, Partial, Progress, Result
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
 
 def evaluate_now(
@@ -27,7 +30,7 @@ def evaluate_now(
     Raises EvaluationError with the worker's words, and the end of its log, if it fails.
     """
     reports: queue.Queue[Report] = queue.Queue()
-    devices = (device,) if device else resolve(settings.workers.devices or ("auto",))[:1]
+    devices = (device,) if device else resolve(settings.workers.devices or ("auto",))[:recipe.workers]
     with tempfile.TemporaryDirectory(prefix="ckptwatch-eval-") as scratch:
         work = Path(scratch) / "work"
         cache = Path(scratch) / "cache"
@@ -42,7 +45,8 @@ def evaluate_now(
                   variant=variant, recipe=recipe, work_dir=work, cache_dir=cache, log=log,
                   trusted=any(r.trusted and checkpoint.is_relative_to(r.root.resolve()) for r in settings.roots))
         try:
-            pool.assign(pool.workers[0], job, time.monotonic())
+            for worker, part in zip(pool.workers, parts_of(job, len(pool.workers)), strict=False):
+                pool.assign(worker, part, time.monotonic())
             result = _wait(pool, reports, settings.workers.timeout, log, screen)
         finally:
             pool.close()
@@ -56,6 +60,7 @@ def _wait(pool: Pool, reports: "queue.Queue[Report]", limit: float, log: Path, s
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    missing = {w.job.part for w in pool.workers if w.job is not None}
     with Bar(*columns, console=screen, disable=not screen.is_terminal, transient=True) as bar:
         task = bar.add_task("starting", total=None)
         while True:
@@ -66,18 +71,32 @@ def _wait(pool: Pool, reports: "queue.Queue[Report]", limit: float, log: Path, s
             except queue.Empty:
                 continue
             worker = pool.handle(report, time.monotonic())
-            if worker is None:
+            if worker is None or worker.job is None:
                 continue
             if isinstance(report, Died):
                 raise EvaluationError("evaluate", worker.ending or f"the worker {report.words}",
                                       kind=FailureKind.CRASH, hint=f"its last words:\n{_tail(log)}")
             match report.document:
-                case Progress(stage=stage, done=done, total=total):
-                    bar.update(task, description=stage, completed=done, total=total)
+                case Progress():
+                    _show(bar, task, pool)
+                case Partial(part=part):
+                    done = worker.job
+                    missing.discard(part)
+                    pool.release(worker, time.monotonic())
+                    if not missing:
+                        pool.assign(worker, merge_of(done), time.monotonic())
                 case Result() as result:
                     return result
                 case Failed(failure=failure):
                     raise EvaluationError("evaluate", failure.message, kind=failure.kind, hint=failure.hint)
+
+
+def _show(bar: "Bar", task: "TaskID", pool: Pool) -> None:
+    """All workers together: the sum of what they do in the stage of the one that is furthest behind."""
+    told = [w.progress for w in pool.workers if w.progress is not None]
+    stage = min(told, key=lambda p: p.done / max(1, p.total)).stage
+    alike = [p for p in told if p.stage == stage]
+    bar.update(task, description=stage, completed=sum(p.done for p in alike), total=sum(p.total for p in alike))
 
 
 def _tail(log: Path, lines: int = 15) -> str:

@@ -151,6 +151,7 @@ class Facts:
     epoch: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)  # logged by the trainer
     variants: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()  # top-level entries: "model", "optimizer"; () where the format cannot tell
     fingerprint: str = ""
     content_digest: bool = False  # does an equal fingerprint mean equal weights?
     name_counts_saves: bool = False  # the number in the name is no step: Accelerate's `checkpoint_3` is the fourth save
@@ -174,6 +175,7 @@ class Checkpoint:
     epoch: int | None
     metrics: Mapping[str, float]
     variants: tuple[str, ...]
+    keys: tuple[str, ...] = ()  # top-level entries; () where the format cannot tell
     found_at: float
     pinned_by: str | None = None  # who, and why: "alice: used in the paper"
 
@@ -237,24 +239,45 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """Exactly one of command, factory, images is set."""
+class Pipeline:
+    """A diffusers pipeline. With a base the checkpoint replaces one component of it, else it is a pipeline itself."""
 
-    command: tuple[str, ...] = ()  # argv with {checkpoint} {variant} {prompts} {seed} {count} {out_dir} {device}
+    base: str = ""          # directory or hub name of the pipeline whose component the checkpoint is
+    component: str = ""     # "unet", "transformer", …; "": the one of these two that the base has
+    dtype: str = "float32"  # or float16, bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A TorchScript or torch.export program, called as program(noise) or program(noise, labels)."""
+
+    file: Path | None = None     # its weights are replaced by the variant's; None: the checkpoint is the program
+    noise: tuple[int, ...] = ()  # shape of one sample's input, (C, H, W)
+    low: float = -1.0            # range of its images
+    high: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Exactly one of command, factory, diffusers, program, images is set."""
+
+    command: tuple[str, ...] = ()  # argv with {checkpoint} {variant} {prompts} {seed} {count} {out_dir} {device} …
     factory: str = ""              # "module:function", loaded once per worker
-    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the factory
+    diffusers: Pipeline | None = None
+    program: Program | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the factory, or of the pipeline's call
     images: str = ""               # directory training wrote, with {step} {epoch} {run} {stem}
     timeout: float = 3600.0        # seconds, for one checkpoint
 
     @property
     def kind(self) -> str:
-        return "command" if self.command else "python" if self.factory else "images"
+        return next((name for name in ("command", "diffusers", "program", "images") if getattr(self, name)), "python")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     images: Path | None = None  # directory of reference images
-    stats: Path | None = None   # npz with mu (d,) and sigma (d, d)
+    stats: Path | None = None   # mu (d,) and sigma (d, d): npz of pytorch-fid, clean-fid, JiT, ADM; pkl of EDM2
     paired: Path | None = None  # directory of originals for paired metrics (LPIPS); default: images
 
 
@@ -271,6 +294,14 @@ class Networks:
     clip_pretrained: str = "openai"        # an open_clip tag or a file
     lpips: str = "alex"                    # alex, vgg, squeeze
     lpips_weights: Path | None = None      # state dict of trunk and heads; default: the library's own
+    prc: str = "vgg16"                     # precision and recall: a torch-fidelity feature extractor
+    prc_layer: str = "fc2_relu"
+    prc_weights: Path | None = None
+    dino: str = "vit_large_patch14_dinov2.lvd142m"  # FD-DINOv2: a timm model
+    dino_weights: Path | None = None
+    cmmd: str = "ViT-L-14-336-quickgelu"   # CMMD: an open_clip model name or "local-dir:PATH"
+    cmmd_pretrained: str = "openai"
+    precision: str = "fp32"                # or tf32, bf16, fp16: only where a drift check allows it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +339,10 @@ class Recipe:
     samples: int = 2000
     seed: int = 0
     batch_size: int = 32
+    workers: int = 1             # at most so many share one evaluation, each a range of the samples
     prompts: Path | None = None  # one a line; sample i uses line i modulo their number
+    num_classes: int | None = None  # class-conditional: sample i is of class i modulo this
+    image_size: int | None = None   # px a side, for samplers that can be asked
     reference: Reference = field(default_factory=Reference)
     networks: Networks = field(default_factory=Networks)
     composite: Composite | None = None
@@ -323,6 +357,8 @@ class Recipe:
 class EvaluateRule:
     recipe: str
     every: int = 1        # every n-th checkpoint of the run, in its order
+    every_steps: int | None = None   # instead of `every`: those whose step is a multiple
+    every_epochs: int | None = None  # likewise by epoch; rolling files such as `last.ckpt` count
     final: bool = True    # `final` checkpoints are evaluated whatever `every` says
     variants: tuple[str, ...] = ()  # () means the checkpoint as a whole; ("all",) means every one found
 
@@ -357,6 +393,7 @@ class RunRule:
     """What the configuration says about the runs whose name matches."""
 
     match: str = "*"
+    expect: tuple[str, ...] = ()    # top-level entries every checkpoint should have: "model", "model_ema1", "optimizer"
     evaluate: EvaluateRule | None = None
     rank: RankRule | None = None
     keep: KeepRules | None = None   # None: nothing is ever removed
@@ -381,6 +418,7 @@ class Contender:
     variant: str = ""
     scores: Mapping[str, Score] = field(default_factory=dict)
     digest: str | None = None   # of the recipe that gave the scores; None: logged by the trainer, or not evaluated
+    evaluation_id: int | None = None  # that gave them
     note: str = ""              # why it has no scores: "evaluation pending", "weights not finite: 3 tensors"
 
 

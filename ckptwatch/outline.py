@@ -1,4 +1,5 @@
-"""The little of a configuration that `status` needs: where the state is, which roots, which recipes.
+"""The little of a configuration that `status` needs: where the state is, which roots, which recipes, what checkpoints
+should have.
 
 Read without validation, so that status answers although the configuration has a mistake, and answers quickly.
 """
@@ -6,6 +7,7 @@ Read without validation, so that status answers although the configuration has a
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ class Outline:
     state_dir: Path
     roots: tuple[Path, ...] = ()
     recipes: frozenset[str] = frozenset()  # names
+    expect: tuple[tuple[str, tuple[str, ...]], ...] = ()  # of each rule for runs, in order: its pattern, and what it expects
+
+    def expected_of(self, run_name: str) -> tuple[str, ...]:
+        """The top-level entries that the first rule whose pattern matches expects of every checkpoint."""
+        return next((keys for pattern, keys in self.expect if fnmatchcase(run_name, pattern)), ())
 
 
 def find_config(given: Path | None) -> Path | None:
@@ -56,11 +63,18 @@ def read_outline(path: Path) -> Outline:
         return Path(os.path.normpath(base / Path(str(value)).expanduser()))
 
     watched = raw.get("watch") if isinstance(raw.get("watch"), list) else []
+    rules = raw.get("runs") if isinstance(raw.get("runs"), list) else []
     recipes = raw.get("recipes") if isinstance(raw.get("recipes"), Mapping) else {}
     return Outline(
         state_dir=absolute(raw["state_dir"]) if raw.get("state_dir") else default_state_dir(),
         roots=tuple(absolute(w["root"]) for w in watched if isinstance(w, Mapping) and w.get("root")),
-        recipes=frozenset(str(name) for name in recipes))
+        recipes=frozenset(str(name) for name in recipes),
+        expect=tuple(_expectation(rule) for rule in rules if isinstance(rule, Mapping)))
+
+
+def _expectation(rule: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    expected = rule.get("expect")
+    return str(rule.get("match", "*")), tuple(map(str, expected)) if isinstance(expected, list) else ()
 
 
 def default_state_dir() -> Path:

@@ -5,18 +5,20 @@ database and looks at the run's directory; changes nothing.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ckptwatch.apply.places import run_dir
 from ckptwatch.core.aliasing import plan_aliases
 from ckptwatch.core.composite import composite_score
-from ckptwatch.core.dispatch import due
+from ckptwatch.core.dispatch import due, knows_its_place
 from ckptwatch.core.logged import choose_metric
 from ckptwatch.core.metrics import COMPOSITE, METRICS
 from ckptwatch.core.ranking import best_ranks, rank
 from ckptwatch.core.retention import plan_retention
+from ckptwatch.influences import Influences
 from ckptwatch.model import (
     Alias,
     Checkpoint,
@@ -81,12 +83,18 @@ def assess(conn: Connection, run: Run, settings: Settings, *, now: float) -> Ass
     stand = recipe_stands(conn).get(recipe.name) if recipe else None
     known = checkpoints.of_run(conn, run.id)
     done = evaluations.of_checkpoints_in(conn, run.id)
-    return _assess(run, rule, recipe, stand, known, done, now)
+    return _assess(run, rule, recipe, stand, known, done, influences_in(settings.state_dir), now)
+
+
+@cache
+def influences_in(state_dir: Path) -> Influences:
+    """One for a state directory, since it remembers what it read."""
+    return Influences(state_dir)
 
 
 def _assess(
     run: Run, rule: RunRule, recipe: Recipe | None, stand: RecipeStand | None, known: tuple[Checkpoint, ...],
-    done: tuple[Evaluation, ...], now: float,
+    done: tuple[Evaluation, ...], influences: Influences, now: float,
 ) -> Assessment:
     living = tuple(c for c in known if c.state in checkpoints.LIVING)
     if rule == RunRule():  # nothing is configured for this run: show what its trainer logged
@@ -95,15 +103,17 @@ def _assess(
     digest = stand.digest if stand else None
     wanted, skipped = _wanted(known, rule, recipe)
     contenders = _contenders(living, done, rule, recipe, digest, wanted, skipped)
-    ranking = rank(contenders, rule=rule.rank, digest=digest, composite=recipe.composite if recipe else None) \
-        if rule.rank else None
+    ranking = rank(contenders, rule=rule.rank, digest=digest, composite=recipe.composite if recipe else None,
+                   difference_error=influences.difference_error) if rule.rank else None
     best = ranking.best if ranking else None
     by_id = {c.id: c for c in living}
     last = max((c for c in whole if c.role not in (Role.LAST, Role.BEST)), key=lambda c: (*c.order, c.id), default=None)
     aliases = plan_aliases(
         directory=_alias_dir(run, rule), rule=rule.aliases, best=best,
         best_checkpoint=by_id[best.contender.checkpoint_id] if best else None, last=last)
-    facts = _facts(run, living, ranking, done, digest, wanted, skipped, aliases)
+    left_out = {c.id for c in living if c.id in skipped and rule.evaluate is not None
+                and knows_its_place(rule=rule.evaluate, step=c.step, epoch=c.epoch)}
+    facts = _facts(run, living, ranking, done, digest, wanted, left_out, aliases)
     plan = plan_retention(
         facts, rules=rule.keep, ranking_wanted=bool(rule.keep and rule.keep.best is not None and rule.keep.best > 0),
         approve_over=rule.approve_over, approved=run.approved, now=now)
@@ -137,7 +147,8 @@ def _wanted(known: tuple[Checkpoint, ...], rule: RunRule, recipe: Recipe | None)
     for checkpoint in counted:
         copy = checkpoint.role in _COPIES
         position = positions.get(checkpoint.id, 0 if copy and positions else rule.evaluate.every)
-        is_due, reason = due(position, rule=rule.evaluate, role=checkpoint.role)
+        is_due, reason = due(
+            position, rule=rule.evaluate, role=checkpoint.role, step=checkpoint.step, epoch=checkpoint.epoch)
         if not is_due:
             skipped[checkpoint.id] = reason
             continue
@@ -177,7 +188,8 @@ def _contender(
     if evaluation is None:
         return evolve(base, note=skipped or "evaluation pending")
     if evaluation.state is EvaluationState.DONE:
-        return evolve(base, scores=with_composite(evaluation.scores, recipe), digest=evaluation.digest)
+        return evolve(base, scores=with_composite(evaluation.scores, recipe), digest=evaluation.digest,
+                      evaluation_id=evaluation.id)
     if evaluation.digest != digest or evaluation.state is EvaluationState.ABANDONED:
         return evolve(base, note="evaluation pending")
     return evolve(base, note=state_words(evaluation))
@@ -214,9 +226,11 @@ def _logged(c: Checkpoint, rule: RankRule | None) -> Contender:
 
 def _facts(
     run: Run, living: tuple[Checkpoint, ...], ranking: Ranking | None, done: tuple[Evaluation, ...], digest: str | None,
-    wanted: tuple[Due, ...], skipped: Mapping[int, str], aliases: tuple[Alias, ...],
+    wanted: tuple[Due, ...], left_out: Collection[int], aliases: tuple[Alias, ...],
 ) -> tuple[RetentionFacts, ...]:
-    ranks = best_ranks(ranking) if ranking else {}
+    # The trainer overwrites its copies: one that held a place among the best would take the others' with it when it goes.
+    copies = {c.id for c in living if c.role in _COPIES}
+    ranks = {i: n for n, i in enumerate((i for i in best_ranks(ranking) if i not in copies), start=1)} if ranking else {}
     unranked = {u.contender.checkpoint_id: u.reason for u in ranking.unranked} if ranking else {}
     finished = {(e.checkpoint_id, e.variant) for e in done
                 if e.digest == digest and e.state in (EvaluationState.DONE, EvaluationState.FAILED)}
@@ -241,6 +255,6 @@ def _facts(
             protected=(*pointed.get(c.path, ()), *needed.get(c.id, ())),
             # One that the rule leaves out on purpose is not kept for want of a rank: the other rules decide.
             unranked="" if c.id in ranks else unranked.get(c.id, ""),
-            deliberately_unranked=c.id in skipped and c.id not in asked,
+            deliberately_unranked=c.id in copies or (c.id in left_out and c.id not in asked),
         ))
     return tuple(facts)

@@ -11,14 +11,33 @@ from typing import Any
 from ckptwatch.model import Recipe, to_plain
 
 # Raised when the evaluation itself changes so that numbers of before and after do not compare.
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_FIDELITY = ("torch", "torchvision", "torch-fidelity")
 _LIBRARIES = {
-    "fid": ("torch", "torchvision", "torch-fidelity"),
-    "inception_score": ("torch", "torchvision", "torch-fidelity"),
-    "kid": ("torch", "torchvision", "torch-fidelity"),
+    "fid": _FIDELITY, "inception_score": _FIDELITY, "kid": _FIDELITY, "precision": _FIDELITY, "recall": _FIDELITY,
     "clip_score": ("torch", "open_clip_torch"),
+    "cmmd": ("torch", "open_clip_torch"),
+    "fd_dinov2": ("torch", "timm"),
     "lpips": ("torch", "lpips"),
+}
+_SAMPLER_LIBRARIES = {"diffusers": ("torch", "diffusers"), "program": ("torch",)}
+
+# What torch-fidelity, lpips and torchvision keep in torch's directory, by the name that the configuration has for it. The
+# name of a file ends in the beginning of its SHA-256.
+_IN_TORCH_HOME = {
+    "inception-v3-compat": "weights-inception-2015-12-05-6726825d.pth",
+    "vgg16": "vgg16-397923af.pth",
+    "alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+# Which fields of `Networks` name a file of weights, a network of torch's directory, an open_clip model and its weights.
+_WEIGHTS = ("features_weights", "lpips_weights", "prc_weights", "dino_weights")
+_LIBRARY_NETWORKS = {"features": "features_weights", "lpips": "lpips_weights", "prc": "prc_weights"}
+_CLIPS = {"clip": "clip_pretrained", "cmmd": "cmmd_pretrained"}
+# Which metrics a field of `Networks` matters to; the others change no score, and no digest.
+_USED_BY = {
+    "features": ("fid", "kid", "inception_score"), "prc": ("precision", "recall"), "dino": ("fd_dinov2",),
+    "cmmd": ("cmmd",), "clip": ("clip_score",), "lpips": ("lpips",), "logits": ("inception_score",),
 }
 
 
@@ -63,7 +82,9 @@ class ContentDigests:
             return
         temporary = self._file.with_suffix(f".{os.getpid()}.tmp")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            if not self._file.parent.parent.is_dir():
+                return  # a command without a daemon's state directory leaves none behind
+            self._file.parent.mkdir(exist_ok=True)
             temporary.write_text(json.dumps(self._known))
             temporary.replace(self._file)
             self._changed = False
@@ -75,8 +96,10 @@ class ContentDigests:
 def inspect_recipe(recipe: Recipe, contents: ContentDigests) -> tuple[str, list[str]]:
     """(digest, problems). With problems (inputs missing, empty, unreadable) the recipe cannot be used at present.
 
-    The digest covers what changes a score: sampler, seeds, sample count, prompts, reference content, networks and their
-    weights, metrics and the versions of the libraries that compute them. Batch size, device and kept images do not.
+    The digest covers what changes a score: sampler, seeds, classes, sample count, prompts, reference content, networks,
+    their weights and precision, metrics and the versions of the libraries that compute them. Batch size, device, number of
+    workers and kept images do not. Weights in a hub's cache are not looked at here: a worker tells what it had in the
+    definition of each score, and the ranking keeps unlike ones apart.
     """
     problems: list[str] = []
 
@@ -91,25 +114,44 @@ def inspect_recipe(recipe: Recipe, contents: ContentDigests) -> tuple[str, list[
             problems.append(f"{name} {path}: {error}")
         return None
 
-    networks = to_plain(recipe.networks)
-    networks["features_weights"] = content("network weights", recipe.networks.features_weights)
-    networks["lpips_weights"] = content("network weights", recipe.networks.lpips_weights)
-    clip = recipe.networks.clip
-    if clip.startswith("local-dir:"):
-        folder = Path(clip.removeprefix("local-dir:"))
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
+    networks = _networks_used(recipe)
+    for name in _WEIGHTS:
+        if name in networks:
+            networks[name] = content("network weights", getattr(recipe.networks, name))
+    for name, given in _LIBRARY_NETWORKS.items():
+        place = _in_torch_home(getattr(recipe.networks, name)) if name in networks and networks[given] is None else None
+        if place is not None and place.is_file():
+            found = content("network weights", place)
+            # As published, it is what the library would download: the same digest before and after it did.
+            networks[given] = None if found and found.startswith(place.stem.rpartition("-")[2]) else found
+    for name, given in _CLIPS.items():
+        if name not in networks:
+            continue
+        if (folder := _local_directory(getattr(recipe.networks, name))) is not None:
+            files = sorted(folder.iterdir()) if folder.is_dir() else []
+            if not files:
+                problems.append(f"CLIP model {folder}: not there")
+            networks[name] = [[f.name, content("CLIP model", f)] for f in files if f.is_file()]
+        if Path(networks[given]).is_absolute():
+            networks[given] = content("CLIP weights", Path(networks[given]))
+    sampler = {k: v for k, v in to_plain(recipe.sampler).items() if k != "timeout"}
+    if recipe.sampler.program is not None:
+        sampler["program"]["file"] = content("sampler program", recipe.sampler.program.file)
+    if (base := _local_base(recipe)) is not None:
+        files = sorted(f for f in base.rglob("*") if f.is_file() and not f.name.startswith("."))
         if not files:
-            problems.append(f"CLIP model {folder}: not there")
-        networks["clip"] = [[f.name, content("CLIP model", f)] for f in files if f.is_file()]
-    if Path(recipe.networks.clip_pretrained).is_absolute():
-        networks["clip_pretrained"] = content("CLIP weights", Path(recipe.networks.clip_pretrained))
-    libraries = sorted({name for m in recipe.metrics for name in _LIBRARIES.get(m.name, ())})
+            problems.append(f"base pipeline {base}: not there")
+        sampler["diffusers"]["base"] = [[str(f.relative_to(base)), content("base pipeline", f)] for f in files]
+    libraries = sorted({name for m in recipe.metrics for name in _LIBRARIES.get(m.name, ())}
+                       | set(_SAMPLER_LIBRARIES.get(recipe.sampler.kind, ())))
     described = {
         "evaluation": EVALUATION_VERSION,
         "version": recipe.version,
-        "sampler": {k: v for k, v in to_plain(recipe.sampler).items() if k != "timeout"},
+        "sampler": sampler,
         "samples": recipe.samples,
         "seed": recipe.seed,
+        "num_classes": recipe.num_classes,
+        "image_size": recipe.image_size,
         "prompts": content("prompts", recipe.prompts),
         "reference": {
             "images": content("reference images", recipe.reference.images, directory=True),
@@ -131,13 +173,42 @@ def input_stamp(recipe: Recipe) -> tuple[Any, ...]:
     """
     networks = recipe.networks
     paths = [recipe.prompts, recipe.reference.images, recipe.reference.stats, recipe.reference.paired,
-             networks.features_weights, networks.lpips_weights]
-    if networks.clip.startswith("local-dir:"):
-        paths.append(Path(networks.clip.removeprefix("local-dir:")))
-    if Path(networks.clip_pretrained).is_absolute():
-        paths.append(Path(networks.clip_pretrained))
-    clip = Path(recipe.networks.clip.removeprefix("local-dir:")), Path(recipe.networks.clip_pretrained)
-    return tuple(_stamp(p) for p in [*paths, *(p for p in clip if p.is_absolute())] if p is not None)
+             *(getattr(networks, name) for name in _WEIGHTS),
+             *(_in_torch_home(getattr(networks, name)) for name in _LIBRARY_NETWORKS)]
+    for name, given in _CLIPS.items():
+        paths.append(_local_directory(getattr(networks, name)))
+        paths.append(Path(getattr(networks, given)) if Path(getattr(networks, given)).is_absolute() else None)
+    if recipe.sampler.program is not None:
+        paths.append(recipe.sampler.program.file)
+    if (base := _local_base(recipe)) is not None:
+        paths += [base, base / "model_index.json"]
+    return tuple(_stamp(p) for p in paths if p is not None)
+
+
+def _networks_used(recipe: Recipe) -> dict[str, Any]:
+    """The networks that the recipe's metrics rest on, and how they are run."""
+    names = {m.name for m in recipe.metrics if not m.function}
+    used = {prefix for prefix, metrics in _USED_BY.items() if names & set(metrics)}
+    return {key: value for key, value in to_plain(recipe.networks).items()
+            if key == "precision" or key.partition("_")[0] in used}
+
+
+def _local_base(recipe: Recipe) -> Path | None:
+    """The directory of a base pipeline; None for one by its hub name."""
+    pipeline = recipe.sampler.diffusers
+    return Path(pipeline.base) if pipeline is not None and Path(pipeline.base).is_absolute() else None
+
+
+def _local_directory(clip: str) -> Path | None:
+    return Path(clip.removeprefix("local-dir:")) if clip.startswith("local-dir:") else None
+
+
+def _in_torch_home(network: str) -> Path | None:
+    """Where a library looks for the weights of one of its networks, None where that is not known."""
+    if network not in _IN_TORCH_HOME:
+        return None
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    return Path(home) / "hub" / "checkpoints" / _IN_TORCH_HOME[network]
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

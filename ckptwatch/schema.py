@@ -39,6 +39,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _with_rising_range(section: Any) -> Any:
+    if not section.range[0] < section.range[1]:
+        raise ValueError(f"range must rise, found {list(section.range)}")
+    return section
+
+
 class WatchSection(_Section):
     root: UserPath
     quiet: Duration = 30.0
@@ -62,21 +68,47 @@ class PublishSection(_Section):
     samples: bool = True
 
 
+class PipelineSection(_Section):
+    base: str | None = None
+    component: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _component_of_base(self) -> "PipelineSection":
+        if self.component and not self.base:
+            raise ValueError("component names the part of a base pipeline that the checkpoint is: set base too")
+        return self
+
+
+class ProgramSection(_Section):
+    file: UserPath | None = None
+    noise: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    range: tuple[float, float] = (-1.0, 1.0)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "ProgramSection":
+        return _with_rising_range(self)
+
+
 class SamplerSection(_Section):
     command: list[str] | None = None
     factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = Field(None, alias="python")
+    diffusers: PipelineSection | None = None
+    program: ProgramSection | None = None
     options: dict[str, Any] = {}
     images: str | None = None
     timeout: Annotated[Duration, Field(gt=0)] = 3600.0
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SamplerSection":
-        given = [name for name, value in (("command", self.command), ("python", self.factory), ("images", self.images))
-                 if value]
+        kinds = {"command": self.command, "python": self.factory, "diffusers": self.diffusers, "program": self.program,
+                 "images": self.images}
+        given = [name for name, value in kinds.items() if value]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of command, python, images (found: {', '.join(given) or 'none'})")
-        if self.options and not self.factory:
-            raise ValueError("options are the keyword arguments of a python factory; this sampler has none")
+            raise ValueError(f"give exactly one of {', '.join(kinds)} (found: {', '.join(given) or 'none'})")
+        if self.options and given[0] not in ("python", "diffusers"):
+            raise ValueError("options are the keyword arguments of a python factory or of a diffusers pipeline's call; "
+                             "this sampler has neither")
         return self
 
 
@@ -116,10 +148,29 @@ class LpipsSection(_Section):
     weights: UserPath | None = None
 
 
+class PrcSection(_Section):
+    extractor: str = "vgg16"
+    layer: str = "fc2_relu"
+    weights: UserPath | None = None
+
+
+class DinoSection(_Section):
+    model: str = "vit_large_patch14_dinov2.lvd142m"
+    weights: UserPath | None = None
+
+
+class CmmdSection(ClipSection):
+    model: str = "ViT-L-14-336-quickgelu"
+
+
 class NetworksSection(_Section):
     features: FeaturesSection = FeaturesSection()
     clip: ClipSection = ClipSection()
     lpips: LpipsSection = LpipsSection()
+    prc: PrcSection = PrcSection()
+    dino: DinoSection = DinoSection()
+    cmmd: CmmdSection = CmmdSection()
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
 
 
 class MetricSection(_Section):
@@ -134,11 +185,9 @@ class TermSection(_Section):
 
     @model_validator(mode="after")
     def _rising(self) -> "TermSection":
-        if not self.range[0] < self.range[1]:
-            raise ValueError(f"range must rise, found {list(self.range)}")
         if self.weight == 0:
             raise ValueError("weight 0 takes no part: leave the term out")
-        return self
+        return _with_rising_range(self)
 
 
 class RecipeSection(_Section):
@@ -147,7 +196,10 @@ class RecipeSection(_Section):
     samples: Annotated[int, Field(ge=1)] = 2000
     seed: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(ge=1)] = 32
+    workers: Annotated[int, Field(ge=1)] = 1
     prompts: UserPath | None = None
+    num_classes: Annotated[int, Field(ge=1)] | None = None
+    image_size: Annotated[int, Field(ge=1)] | None = None
     reference: ReferenceSection = ReferenceSection()
     networks: NetworksSection = NetworksSection()
     composite: dict[str, TermSection] | None = None
@@ -159,9 +211,17 @@ class RecipeSection(_Section):
 class EvaluateSection(_Section):
     recipe: str
     every: Annotated[int, Field(ge=1)] = 1
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    every_epochs: Annotated[int, Field(ge=1)] | None = None
     final: bool = True
     enabled: bool = True
     variants: Literal["all"] | list[str] = []
+
+    @model_validator(mode="after")
+    def _one_frequency(self) -> "EvaluateSection":
+        if sum((self.every != 1, self.every_steps is not None, self.every_epochs is not None)) > 1:
+            raise ValueError("every, every_steps and every_epochs contradict each other: give one")
+        return self
 
 
 class RankSection(_Section):
@@ -205,6 +265,7 @@ class AliasesSection(_Section):
 
 class RunSection(_Section):
     match: str = "*"
+    expect: list[str] = []
     evaluate: EvaluateSection | None = None
     rank: RankSection | None = None
     keep: KeepSection | None = None

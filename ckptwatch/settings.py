@@ -60,7 +60,8 @@ class Settings:
 
     @property
     def outline(self) -> Outline:
-        return Outline(state_dir=self.state_dir, roots=tuple(r.root for r in self.roots), recipes=frozenset(self.recipes))
+        return Outline(state_dir=self.state_dir, roots=tuple(r.root for r in self.roots), recipes=frozenset(self.recipes),
+                       expect=tuple((r.match, r.expect) for r in self.runs))
 
     def root_rule(self, root: Path) -> RootRule | None:
         return next((r for r in self.roots if r.root == root), None)

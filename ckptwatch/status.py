@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptwatch import __version__, control
+from ckptwatch.core.expectation import lacking, lacks
 from ckptwatch.errors import CkptwatchError
 from ckptwatch.outline import Outline
 from ckptwatch.store import heartbeat, overview, roots
@@ -90,6 +91,7 @@ def gather(outline: Outline, *, run: str | None = None, now: float) -> Status:
                 status.purges = overview.next_purge(conn)
                 failed = overview.failures(conn)
                 broken = overview.incomplete(conn, [r.id for r in status.runs if r.counts.get("incomplete")])
+                lacks_keys = _lacks_keys(conn, outline, status.runs)
                 known_roots = roots.all_(conn)
                 stands = heartbeat.recipe_stands(conn)
         finally:
@@ -107,6 +109,7 @@ def gather(outline: Outline, *, run: str | None = None, now: float) -> Status:
             Alert(level=Level.WARN, run=names[owner], message=f"{path.name} is not whole: {evidence}",
                   fix=f"ckptwatch inspect {path}")
             for owner, path, evidence, _ in broken if owner in names]
+        status.alerts += lacks_keys
     if not live and status.beat is not None:
         status.daemon = "stopped" if status.beat.stopped_at is not None else "down"
     status.alerts += _run_alerts(status)
@@ -139,6 +142,22 @@ def _failed(f: FailedEvaluation, run: str) -> Alert:
         return Alert(level=Level.FAIL, run=run, message=f"{message}; tried {f.attempts}×, kept until evaluated",
                      fix=f"ckptwatch retry {name}", details=details)
     return Alert(level=Level.WARN, run=run, message=f"{message}; attempt {f.attempts}, another follows", details=details)
+
+
+def _lacks_keys(conn: Connection, outline: Outline, known: Iterable[RunOverview]) -> list[Alert]:
+    """One for all checkpoints of a run that lack the same of what is expected: the newest stands for the others."""
+    expecting = {r.id: (r.name, expected) for r in known if (expected := outline.expected_of(r.name))}
+    found: dict[tuple[int, tuple[str, ...]], tuple[int, int]] = {}  # → how many, the newest
+    for run_id, keys, count, newest in overview.key_sets(conn, list(expecting)):
+        if missing := lacking(expecting[run_id][1], keys):
+            before, newest_before = found.get((run_id, missing), (0, 0))
+            found[run_id, missing] = before + count, max(newest, newest_before)
+    named = overview.paths(conn, [newest for _, newest in found.values()])
+    return [
+        Alert(level=Level.WARN, run=expecting[run_id][0], fix=f"ckptwatch inspect {named[newest]}",
+              message=f"{named[newest].name} {lacks(missing)}" + f"; {count} checkpoints of its run do" * (count > 1))
+        for (run_id, missing), (count, newest) in found.items()
+    ]
 
 
 def _run_alerts(status: Status) -> list[Alert]:

@@ -5,11 +5,23 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ckptwatch.formats.base import Claim, Format, claim_at, claims_below, formats
 from ckptwatch.model import Facts
 
-__all__ = ["FormatConformance", "damaged"]
+if TYPE_CHECKING:
+    from ckptwatch.testing_samplers import SamplerConformance
+
+__all__ = ["FormatConformance", "SamplerConformance", "damaged"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "SamplerConformance":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ckptwatch.testing_samplers import SamplerConformance  # needs torch, which authors of formats may not have
+
+    return SamplerConformance
 
 _TEXTS = (".json", ".txt", ".yaml")  # without the last line break they say the same
 

@@ -1,6 +1,7 @@
 """Stands in for ckptwatch.evaluate.worker: the same protocol, no torch. What a checkpoint holds decides how it behaves.
 
-`quality` is the score; `misbehave` is one of fail, crash, abort, exit, hang, garbage.
+`quality` is the score; `misbehave` is one of fail, crash, abort, exit, hang, garbage. Of an evaluation that several workers
+share, only the part `in_part` does so, or the putting together ("merge").
 """
 
 import argparse
@@ -11,6 +12,7 @@ import pickle
 import signal
 import sys
 import zipfile
+from pathlib import Path
 
 
 def main():
@@ -38,7 +40,18 @@ def answer(job, send):
     with zipfile.ZipFile(job["checkpoint"]) as archive:
         content = pickle.loads(archive.read("archive/data.pkl"))
     send(type="progress", job=job["job"], stage="sampling", done=1, total=2)
-    misbehave(content.get("misbehave"), job, send)
+    if job["parts"] > 1:
+        place = "merge" if job["merge"] else job["part"]
+        if content.get("in_part") == place:
+            misbehave(content.get("misbehave"), job, send)
+        if not job["merge"]:
+            Path(job["work_dir"], f"part-{job['part']}").write_text(job["job"])
+            return send(type="partial", job=job["job"], part=job["part"])
+        for part in range(job["parts"]):
+            if Path(job["work_dir"], f"part-{part}").read_text() != job["job"]:
+                return fail(job, send, "internal", "a part of another attempt")
+    else:
+        misbehave(content.get("misbehave"), job, send)
     if "quality" not in content:
         return fail(job, send, "metric", "it has no quality")
     scores = [{"metric": m["name"], "value": content["quality"], "mode": m["mode"], "n": 4}

@@ -37,8 +37,10 @@ def evaluate(
     result = evaluate_now(settings, _holding(checkpoint, variant), chosen, variant=variant, device=device, keep=out,
                           screen=console(ascii_only=ascii_only, stderr=True))
     scores = with_composite({s.metric: s for s in result.scores}, chosen)
+    digest = _digest(settings, chosen)
     document = {
-        "version": 1, "path": str(checkpoint), "recipe": chosen.name, "variant": variant, "seconds": result.seconds,
+        "version": 1, "path": str(checkpoint), "recipe": chosen.name, "digest": digest, "variant": variant,
+        "seconds": result.seconds,
         "scores": {s.metric: {"value": s.value, "low": s.low, "high": s.high, "n": s.n, "definition": s.definition}
                    for s in scores.values()},
         "warnings": list(result.warnings),
@@ -57,7 +59,15 @@ def evaluate(
         screen.print(f"{score.metric:<18} {score.value:.5g}{error}  n={score.n}  {score.definition}", no_wrap=True)
     for warning in result.warnings:
         screen.print(f"▲ {warning}", style="yellow")
-    screen.print(f"{checkpoint.name} evaluated in {result.seconds:.1f} s" + (f"; samples in {out}" if out else ""))
+    screen.print(f"{checkpoint.name} evaluated in {result.seconds:.1f} s by recipe {chosen.name} ({digest[:8]})"
+                 + (f"; samples in {out}" if out else ""))
+
+
+def _digest(settings: "Settings", recipe: "Recipe") -> str:
+    """What the scores compare with: equal digests only. With fewer samples than the recipe's it is another one."""
+    from ckptwatch.recipes import ContentDigests, inspect_recipe
+
+    return inspect_recipe(recipe, ContentDigests(settings.state_dir / "cache" / "contents.json"))[0]
 
 
 def _existing(path: Path) -> Path:

@@ -30,7 +30,8 @@ def inspect(
     )] = False,
     config: ConfigOption = None, json: JsonOption = False, ascii_only: AsciiOption = False,
 ) -> None:
-    """Show format, completeness with evidence, step, epoch, logged metrics, variants, size and identity."""
+    """Show format, completeness with evidence, step, epoch, logged metrics, variants, entries, size and identity."""
+    from ckptwatch.core.expectation import lacking
     from ckptwatch.errors import CkptwatchError
     from ckptwatch.formats.base import examine
     from ckptwatch.watch.sightings import sight
@@ -39,7 +40,9 @@ def inspect(
         meant = path_meant(path, config).resolve(strict=True)
         claim, format_ = _claimed(meant, path)
         sighting = sight(claim)
-        facts = examine(claim, format_, _patterns(meant, config))
+        patterns, expected = _configured(meant, claim, config)
+        facts = examine(claim, format_, patterns)
+        missing = lacking(expected, facts.keys)
         verdicts = _verify(claim, format_, ascii_only) if verify else None
         if verify and sight(claim) != sighting:
             raise CkptwatchError("verify", "it changed while it was read", path=path, hint="try again when nobody writes it")
@@ -48,9 +51,9 @@ def inspect(
                              hint="give a file that can be read, or RUN@STEP") from error
     around = _around(meant) if not claim.whole else None
     if json:
-        emit_json(_document(sighting, facts, around, verdicts))
+        emit_json(_document(sighting, facts, missing, around, verdicts))
     else:
-        _show(sighting, facts, around, verdicts, ascii_only)
+        _show(sighting, facts, missing, around, verdicts, ascii_only)
     if verdicts and any(v.state == "damaged" for v in verdicts):
         raise typer.Exit(1)
     if not facts.complete:
@@ -71,20 +74,28 @@ def _claimed(path: Path, given: str) -> "tuple[Claim, Format]":
     return claim, format_
 
 
-def _patterns(path: Path, config: Path | None) -> "NamePatterns | None":
-    """The name patterns of the configured root the path lies below. A configuration that was not asked for and is bad
-    keeps nobody from looking at a file."""
+def _configured(path: Path, claim: "Claim", config: Path | None) -> "tuple[NamePatterns | None, tuple[str, ...]]":
+    """The name patterns of the configured root the path lies below, and what its run expects of checkpoints. A
+    configuration that was not asked for and is bad keeps nobody from looking at a file."""
+    from ckptwatch.core.naming import run_directory, run_name
     from ckptwatch.errors import CkptwatchError
     from ckptwatch.formats.base import NamePatterns
     from ckptwatch.outline import find_config
 
     try:
-        roots = settings_of(config).roots if find_config(config) is not None else ()
+        settings = settings_of(config) if find_config(config) is not None else None
     except CkptwatchError:
         if config is not None:
             raise
-        return None
-    return next((NamePatterns(patterns=r.names) for r in roots if path.is_relative_to(r.root.resolve())), None)
+        settings = None
+    for rule in settings.roots if settings is not None else ():
+        root = rule.root.resolve()
+        if settings is not None and path.is_relative_to(root):
+            directory = run_directory(claim.path, whole=claim.whole)
+            inside = directory.is_relative_to(root)  # a root that is a checkpoint itself is nobody's
+            expected = settings.rule_for(run_name(directory.relative_to(root))).expect if inside else ()
+            return NamePatterns(patterns=rule.names), expected
+    return None, ()
 
 
 def _no_checkpoint(path: Path, given: str) -> "UsageError":
@@ -160,14 +171,16 @@ def _progress(total: int, ascii_only: bool) -> "Iterator[Advance]":
 
 
 def _document(
-    sighting: "Sighting", facts: "Facts", around: "Claim | None", verdicts: "list[FileVerdict] | None",
+    sighting: "Sighting", facts: "Facts", missing: tuple[str, ...], around: "Claim | None",
+    verdicts: "list[FileVerdict] | None",
 ) -> dict[str, Any]:
     identity = {"device": sighting.device, "inode": sighting.inode, "size": sighting.size, "mtime_ns": sighting.mtime_ns,
                 "fingerprint": facts.fingerprint}
     document: dict[str, Any] = {
         "version": 1, "path": str(sighting.path), "format": facts.format, "complete": facts.complete,
         "evidence": facts.evidence, "step": facts.step, "epoch": facts.epoch, "metrics": dict(facts.metrics),
-        "variants": list(facts.variants), "bytes": sighting.size, "identity": identity, "files": sighting.files,
+        "variants": list(facts.variants), "keys": list(facts.keys), "missing_keys": list(missing),
+        "bytes": sighting.size, "identity": identity, "files": sighting.files,
         "members": [str(member) for member in sighting.claim.members],
         "part_of": str(around.path) if around is not None else None,
     }
@@ -180,7 +193,8 @@ def _document(
 
 
 def _show(
-    sighting: "Sighting", facts: "Facts", around: "Claim | None", verdicts: "list[FileVerdict] | None", ascii_only: bool,
+    sighting: "Sighting", facts: "Facts", missing: tuple[str, ...], around: "Claim | None",
+    verdicts: "list[FileVerdict] | None", ascii_only: bool,
 ) -> None:
     from ckptwatch.core.amounts import format_bytes
 
@@ -192,9 +206,12 @@ def _show(
         "step": facts.step, "epoch": facts.epoch,
         "metrics": ", ".join(f"{k} {v:.4g}" for k, v in facts.metrics.items()) or None,
         "variants": ", ".join(facts.variants) or None,
+        "keys": ", ".join(facts.keys[:SHOWN]) + f" and {len(facts.keys) - SHOWN} more" * (len(facts.keys) > SHOWN) or None,
         "size": f"{format_bytes(sighting.size)} ({sighting.size:,} bytes{files})",
         "identity": f"inode {sighting.inode}, fingerprint {facts.fingerprint or 'none'}",
     }
+    if missing:
+        rows["lacks"] = f"{', '.join(missing)}, which the configuration expects in its run"
     if around is not None:
         rows["part of"] = str(around.path)
     for name, value in rows.items():

@@ -39,6 +39,17 @@ def composite_score(scores: Mapping[str, Score], composite: Composite) -> tuple[
     return score, ""
 
 
+def slopes(scores: Mapping[str, Score], composite: Composite) -> dict[str, float]:
+    """How much the composite moves with each of its terms near these scores: weight / (high − low), 0 where it is clipped.
+
+    {} where a term is missing: what is renormalised compares with its like only.
+    """
+    if len(present_terms(scores, composite)) != len(composite.terms):
+        return {}
+    return {name: term.weight / (term.high - term.low) if term.low <= scores[name].value <= term.high else 0.0
+            for name, term in composite.terms.items() if term.high > term.low}
+
+
 def definition(present: tuple[str, ...], composite: Composite) -> str:
     """The terms a composite rests on, in words."""
     terms = ", ".join(

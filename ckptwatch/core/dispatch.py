@@ -51,18 +51,58 @@ def choose(waiting: Sequence[Waiting], *, free: int, now: float) -> tuple[int, .
     return tuple(chosen)
 
 
-def due(position: int, *, rule: EvaluateRule, role: Role) -> tuple[bool, str]:
-    """Is the checkpoint at this 1-based position of its run to be evaluated, and if not, why.
+def shares(limits: Sequence[int], *, free: int) -> tuple[int, ...]:
+    """How many of `free` workers each chosen evaluation gets, in their order: one each, then what is left over to those
+    that may be shared by more (`limits`), the first ones first."""
+    counts = [min(1, free - i) if i < free else 0 for i in range(len(limits))]
+    left = free - sum(counts)
+    for i, limit in enumerate(limits):
+        more = max(0, min(left, limit - counts[i])) if counts[i] else 0
+        counts[i] += more
+        left -= more
+    return tuple(counts)
 
-    Position 0 is that of the trainer's own copies, its best and last: they are evaluated only where every one is.
+
+def due(
+    position: int, *, rule: EvaluateRule, role: Role, step: int | None = None, epoch: int | None = None,
+) -> tuple[bool, str]:
+    """Is a checkpoint to be evaluated, and if not, why.
+
+    By `every_steps` or `every_epochs` its own step or epoch decides, which counts for the trainer's rolling copies too:
+    `checkpoint-last.pth` is due when it is seen at a multiple. By `every` its 1-based position in its run does; position 0
+    is that of the trainer's own copies, its best and last, which are evaluated only where every one is.
     """
     if role is Role.FINAL:
         return (True, "") if rule.final else (False, "final checkpoints are not evaluated (final: false)")
+    if rule.every_steps is not None:
+        return _due_at_multiples(step, of=rule.every_steps, unit="step", role=role)
+    if rule.every_epochs is not None:
+        return _due_at_multiples(epoch, of=rule.every_epochs, unit="epoch", role=role)
     if rule.every < 1:
         return False, f"evaluation is off (every: {rule.every})"
     if rule.every == 1 or (position > 0 and position % rule.every == 0):
         return True, ""
     return False, f"every {_ordinal(rule.every)} checkpoint is evaluated"
+
+
+def knows_its_place(*, rule: EvaluateRule, step: int | None, epoch: int | None) -> bool:
+    """Can the rule tell whether a checkpoint with these counts is due? One it cannot tell of is not left out on purpose."""
+    if rule.every_steps is not None:
+        return step is not None
+    return rule.every_epochs is None or epoch is not None
+
+
+def _due_at_multiples(count: int | None, *, of: int, unit: str, role: Role) -> tuple[bool, str]:
+    if of < 1:
+        return False, f"evaluation is off (every_{unit}s: {of})"
+    which = f"every {unit}" if of == 1 else f"every {_ordinal(of)} {unit}"
+    if role is Role.BEST:  # a second copy of what was or was not due under its own name
+        return False, f"{which} is evaluated, and the trainer's own best is a copy of one"
+    if count is None:
+        return False, f"{which} is evaluated, and the {unit} of this one is not known"
+    if count % of == 0:
+        return True, ""
+    return False, f"{which} is evaluated, this is {count}"
 
 
 def _ordinal(n: int) -> str:

@@ -36,6 +36,22 @@ METRICS: dict[str, MetricInfo] = {
             summary="squared MMD with a cubic kernel on features; unbiased, may be slightly negative",
         ),
         MetricInfo(
+            name="precision", mode=Mode.MAX, tag="Evaluation/Precision", needs_reference=True, minimum_samples=4,
+            summary="share of generated images that lie among the reference images, by their nearest neighbours; 0 to 1",
+        ),
+        MetricInfo(
+            name="recall", mode=Mode.MAX, tag="Evaluation/Recall", needs_reference=True, minimum_samples=4,
+            summary="share of reference images that lie among the generated ones, by their nearest neighbours; 0 to 1",
+        ),
+        MetricInfo(
+            name="fd_dinov2", mode=Mode.MIN, tag="Evaluation/FD_DINOv2", needs_reference=True, accepts_stats=True,
+            minimum_samples=2, summary="Fréchet distance of DINOv2 features; 0 and up, biased upwards at small n",
+        ),
+        MetricInfo(
+            name="cmmd", mode=Mode.MIN, tag="Evaluation/CMMD", needs_reference=True, minimum_samples=2,
+            summary="1000 × squared MMD of CLIP embeddings with a Gaussian kernel; 0 and up",
+        ),
+        MetricInfo(
             name="clip_score", mode=Mode.MAX, tag="Evaluation/CLIP_Score", needs_prompts=True,
             summary="mean of max(cos(image, prompt), 0); 0 to 1",
         ),

@@ -3,23 +3,35 @@
 import difflib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from ckptwatch.core.composite import composite_score, definition
+from ckptwatch.core.composite import composite_score, definition, slopes
 from ckptwatch.core.metrics import COMPOSITE
 from ckptwatch.model import Composite, Contender, Mode, Place, Ranking, RankRule, Score, Unranked, evolve
 
 Scored = tuple[Contender, Score]
+# Standard error of the difference of two evaluations in Σ weight · metric, None where it cannot be known.
+DifferenceError = Callable[[int, int, Mapping[str, float]], float | None]
+
+Z95 = 1.96
+PAIRED_PLACES = 20  # from the top that are compared sample by sample with the best
+
+
+def _unknown(_a: int, _b: int, _weights: Mapping[str, float]) -> None:
+    return None
 
 
 def rank(
-    contenders: Sequence[Contender], *, rule: RankRule, digest: str | None, composite: Composite | None = None
+    contenders: Sequence[Contender], *, rule: RankRule, digest: str | None, composite: Composite | None = None,
+    difference_error: DifferenceError = _unknown,
 ) -> Ranking:
     """Places 1 … n for every contender with a finite, comparable score; the others unranked, with reasons.
 
     `digest` is the recipe whose scores count; scores of another recipe are never compared with them. Scores without a
     digest were logged by the trainer. With `composite` given, the composite is computed here from the stored scores
-    and added to those of the contender. The result does not depend on the order of the input.
+    and added to those of the contender. Nor are scores compared that were measured by other means under the same recipe:
+    a network whose weights its library has replaced, a lower precision. `difference_error` decides about ties where the
+    same seeds were used; else the intervals do. The result does not depend on the order of the input.
     """
     scored: list[Scored] = []
     unranked: list[Unranked] = []
@@ -33,10 +45,13 @@ def rank(
     if rule.by == COMPOSITE:
         scored, others = _same_terms(scored, composite)
         unranked.extend(others)
+    scored, others = _same_means(scored, rule, composite)
+    unranked.extend(others)
     scored.sort(key=lambda s: _sort_key(*s, rule))
     unranked.sort(key=lambda u: _age(u.contender))
     return Ranking(
-        metric=rule.by, mode=rule.mode, digest=recipe, places=_places(scored, rule), unranked=tuple(unranked)
+        metric=rule.by, mode=rule.mode, digest=recipe, places=_places(scored, rule, composite, difference_error),
+        unranked=tuple(unranked),
     )
 
 
@@ -102,6 +117,29 @@ def _same_terms(scored: list[Scored], composite: Composite | None) -> tuple[list
     return [(c, s) for c, s in scored if s.definition == chosen], others
 
 
+def _same_means(scored: list[Scored], rule: RankRule, composite: Composite | None) -> tuple[list[Scored], list[Unranked]]:
+    """Only scores measured in one way: that of the newest checkpoint, for it is what will be measured from now on."""
+    evaluated = sorted((item for item in scored if item[0].digest is not None), key=lambda item: _age(item[0]))
+    chosen = _means(*evaluated[-1], rule, composite) if evaluated else ()
+    kept, others = [], []
+    for contender, score in scored:
+        unlike = () if contender.digest is None else set(_means(contender, score, rule, composite)) - set(chosen)
+        if not unlike:
+            kept.append((contender, score))
+            continue
+        others.append(Unranked(contender=contender, reason=(
+            f"{rule.by} was measured otherwise ({', '.join(sorted(unlike))}), not comparable with ({', '.join(chosen)}); "
+            "`ckptwatch retry` measures it anew")))
+    return kept, others
+
+
+def _means(contender: Contender, score: Score, rule: RankRule, composite: Composite | None) -> tuple[str, ...]:
+    """How a score was measured, in words; of a composite, how its terms were."""
+    if rule.by == COMPOSITE and composite is not None:
+        return tuple(contender.scores[name].definition for name in composite.terms if name in contender.scores)
+    return (score.definition,)
+
+
 def _age(c: Contender) -> tuple[int, int, int, int, str, str]:
     """Position in the run, oldest first; total, so that no order depends on that of the input."""
     step, epoch = (-1 if n is None else n for n in (c.step, c.epoch))
@@ -116,21 +154,34 @@ def _sort_key(contender: Contender, score: Score, rule: RankRule) -> tuple[objec
     return (value, *position, variant, path)
 
 
-def _places(scored: Sequence[Scored], rule: RankRule) -> tuple[Place, ...]:
-    return tuple(
-        Place(rank=i, contender=c, score=s, reason=_reason(i, s, scored[0][1], rule))
-        for i, (c, s) in enumerate(scored, start=1)
-    )
+def _places(
+    scored: Sequence[Scored], rule: RankRule, composite: Composite | None, difference_error: DifferenceError,
+) -> tuple[Place, ...]:
+    places = []
+    for i, (contender, score) in enumerate(scored, start=1):
+        best, best_score = scored[0]
+        error = None
+        if 1 < i <= PAIRED_PLACES and None not in (contender.evaluation_id, best.evaluation_id):
+            weights = slopes(contender.scores, composite) if rule.by == COMPOSITE and composite else {rule.by: 1.0}
+            error = difference_error(contender.evaluation_id, best.evaluation_id, weights)  # type: ignore[arg-type]
+        places.append(Place(rank=i, contender=contender, score=score, reason=_reason(i, score, best_score, rule, error)))
+    return tuple(places)
 
 
-def _reason(place: int, score: Score, best: Score, rule: RankRule) -> str:
-    """"fid 7.41 (best)" or "fid 7.44, 0.03 behind #1, tie within error"."""
+def _reason(place: int, score: Score, best: Score, rule: RankRule, error: float | None) -> str:
+    """"fid 7.41 (best)", "fid 7.44, 0.03 ±0.05 behind #1, tie within error"."""
     text = f"{rule.by} {score.value:.4g}"
     if place == 1:
         return f"{text} (best)"
     distance = abs(score.value - best.value)
-    text += f", {distance:.2g} behind #1" if distance else f", equal to #1 (ties: {rule.ties} first)"
-    return f"{text}, tie within error" if _overlap(score, best) else text
+    if not distance:
+        text += f", equal to #1 (ties: {rule.ties} first)"
+    elif error:
+        text += f", {distance:.2g} ±{Z95 * error:.2g} behind #1"
+    else:
+        text += f", {distance:.2g} behind #1"
+    tie = distance <= Z95 * error if error is not None else _overlap(score, best)
+    return f"{text}, tie within error" if tie else text
 
 
 def _overlap(a: Score, b: Score) -> bool:

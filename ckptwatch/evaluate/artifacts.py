@@ -6,24 +6,24 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ckptwatch.evaluate.images import encode
+from ckptwatch.evaluate.images import encode, list_images
 
 QUALITY = 95     # of JPEG
 SHEET_IMAGES = 16
 SHEET_SIDE = 256  # px, longest side of a picture on the sheet
 GAP = 4          # px between pictures
+_SHEET = "sheet.jpg"
 
 
 class Artifacts:
     """Writes eval_generated_000.jpg, eval_comparison_000.jpg, eval_prompt_000.txt, … and sheet.jpg into a directory.
 
-    Pictures are written as they come, so that no more than the sheet's thumbnails are held in memory.
+    Pictures are written as they come, by whichever worker has them, and the sheet at the end from what was written.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
         self._keep = keep
-        self._thumbnails: list[Image.Image] = []
         if keep > 0:
             directory.mkdir(exist_ok=True)
 
@@ -47,16 +47,22 @@ class Artifacts:
             if originals is not None:
                 pair = _grid([encode(originals[offset]), picture], columns=2)
                 pair.save(self.directory / f"eval_comparison_{index:03d}.jpg", quality=QUALITY)
-            if len(self._thumbnails) < SHEET_IMAGES:
-                small = picture.copy()
-                small.thumbnail((SHEET_SIDE, SHEET_SIDE))
-                self._thumbnails.append(small)
 
     def finish(self) -> None:
         """Writes the contact sheet. Raises OSError."""
-        if self._thumbnails:
-            columns = math.ceil(math.sqrt(len(self._thumbnails)))
-            _grid(self._thumbnails, columns).save(self.directory / "sheet.jpg", quality=QUALITY)
+        if self.path is None:
+            return
+        kept = [p for p in list_images(self.directory) if p.name.startswith("eval_generated_")][:SHEET_IMAGES]
+        small = [_thumbnail(path) for path in kept]
+        if small:
+            _grid(small, math.ceil(math.sqrt(len(small)))).save(self.directory / _SHEET, quality=QUALITY)
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((SHEET_SIDE, SHEET_SIDE))
+    return small
 
 
 def _grid(pictures: list[Image.Image], columns: int) -> Image.Image:

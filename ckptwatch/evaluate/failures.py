@@ -13,7 +13,8 @@ recipe_error = partial(EvaluationError, kind=FailureKind.RECIPE)
 metric_error = partial(EvaluationError, kind=FailureKind.METRIC)
 
 # What CUDA, its driver, the CPU allocator and mmap say when there is no memory left.
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "OutOfMemoryError")
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "OutOfMemoryError",
+                 "ALLOC_FAILED")
 
 
 def says_out_of_memory(text: str) -> bool:

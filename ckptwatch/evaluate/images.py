@@ -2,21 +2,23 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 
 from ckptwatch.errors import EvaluationError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DECODERS = min(4, os.cpu_count() or 1)  # Pillow decodes outside the interpreter lock; PNG 512² takes 9 ms a core
 
 ErrorMaker = Callable[..., EvaluationError]
+T = TypeVar("T")
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -33,11 +35,14 @@ def list_images(directory: Path) -> list[Path]:
 
 
 def is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
 def decode(path: Path) -> Tensor:
-    """One image as uint8 (3, H, W), RGB. Alpha is dropped, as torch-fidelity does. Raises OSError or ValueError."""
+    """One image as uint8 (3, H, W), RGB. Alpha is dropped, as torch-fidelity does. Raises OSError or ValueError, also for
+    a file that ends too early."""
+    # A module of the user's in this process may have switched it on; half a file would then pass for a grey picture.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(path) as image:
             pixels = np.array(_to_rgb(image))
@@ -59,18 +64,63 @@ def read_batches(
     With `same_size` all must have one size; without it a batch ends where the size changes. Raises what `problem`
     makes (called as `problem(operation, cause, path=…, hint=…)`) and names the file that cannot be read.
     """
-    first: tuple[Path, torch.Size] | None = None
-    for chunk in _decoded(paths, batch_size, problem):
-        for path, image in chunk:
-            first = first or (path, image.shape)
-            if same_size and image.shape != first[1]:
-                raise problem(
-                    "score images", f"mixed sizes: {first[0].name} is {size_text(first[1])}, "
-                    f"{path.name} is {size_text(image.shape)}", path=path.parent,
-                    hint="all generated images of one checkpoint must have the same size",
-                )
-        for run in _runs_of_one_size([image for _, image in chunk]):
+    def load(path: Path) -> Tensor:
+        try:
+            return decode(path)
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error, problem) from error
+
+    sizes = OneSize(problem)
+    chunks = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
+    for chunk, images in read_ahead(chunks, load):
+        if same_size:
+            for path, image in zip(chunk, images, strict=True):
+                sizes.check(path, image)
+        for run in _runs_of_one_size(images):
             yield torch.stack(run)
+
+
+def read_ahead(chunks: Iterable[Sequence[T]], load: Callable[[T], Tensor]) -> Iterator[tuple[Sequence[T], list[Tensor]]]:
+    """Each chunk with what `load` made of its elements, in threads; the next chunk is loaded while the caller works on
+    this one. Raises what `load` raises."""
+    pool = ThreadPoolExecutor(DECODERS)
+    waiting: list[tuple[Sequence[T], list[Future[Tensor]]]] = []
+    try:
+        for chunk in chunks:
+            waiting.append((chunk, [pool.submit(load, element) for element in chunk]))
+            if len(waiting) == 2:
+                yield _finished(*waiting.pop(0))
+        for chunk, futures in waiting:
+            yield _finished(chunk, futures)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class OneSize:
+    """All generated images of one checkpoint must have one size: remembers the first, and raises for another."""
+
+    def __init__(self, problem: ErrorMaker) -> None:
+        self._problem = problem
+        self._first: tuple[Path, torch.Size] | None = None
+
+    def check(self, path: Path, images: Tensor) -> None:
+        """`images` (…, 3, H, W) came from `path`. Raises what `problem` makes, with both names."""
+        size = images.shape[-2:]
+        self._first = self._first or (path, size)
+        first, wanted = self._first
+        if size != wanted:
+            raise self._problem(
+                "score images", f"mixed sizes: {first.name} is {size_text(wanted)}, {path.name} is {size_text(size)}",
+                path=path.parent, hint="all generated images of one checkpoint must have the same size",
+            )
+
+
+def unreadable(path: Path, error: Exception, problem: ErrorMaker) -> EvaluationError:
+    """The error about a file that cannot be decoded."""
+    return problem(
+        "read image", f"{type(error).__name__}: {error}", path=path,
+        hint="it is truncated, or no image at all; look at the log of the sampler",
+    )
 
 
 def size_text(shape: Sequence[int]) -> str:
@@ -78,30 +128,8 @@ def size_text(shape: Sequence[int]) -> str:
     return f"{shape[-1]}×{shape[-2]}"
 
 
-def _decoded(
-    paths: Sequence[Path], batch_size: int, problem: ErrorMaker,
-) -> Iterator[list[tuple[Path, Tensor]]]:
-    """Chunks of decoded images; the next chunk is decoded while the caller works on this one."""
-    def load(path: Path) -> Tensor:
-        try:
-            return decode(path)
-        except (OSError, ValueError) as error:
-            raise problem(
-                "read image", f"{type(error).__name__}: {error}", path=path,
-                hint="it is truncated, or no image at all; look at the log of the sampler",
-            ) from error
-
-    chunks = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
-    pool = ThreadPoolExecutor(DECODERS)
-    try:
-        ahead = [pool.submit(load, p) for p in chunks[0]] if chunks else []
-        for number, chunk in enumerate(chunks):
-            current = ahead
-            following = chunks[number + 1] if number + 1 < len(chunks) else []
-            ahead = [pool.submit(load, p) for p in following]
-            yield [(path, future.result()) for path, future in zip(chunk, current, strict=True)]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _finished(chunk: Sequence[T], futures: list[Future[Tensor]]) -> tuple[Sequence[T], list[Tensor]]:
+    return chunk, [future.result() for future in futures]
 
 
 def _runs_of_one_size(images: list[Tensor]) -> Iterator[list[Tensor]]:

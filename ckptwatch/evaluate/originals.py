@@ -1,6 +1,6 @@
 """The originals that generated images are compared with one by one (LPIPS, comparison pictures)."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from ckptwatch.errors import EvaluationError
 from ckptwatch.evaluate.failures import recipe_error
 from ckptwatch.evaluate.images import decode, encode, list_images, size_text
-from ckptwatch.evaluate.samplers.base import Warn
+from ckptwatch.evaluate.samplers.base import Batch, OrderChangedError, Warn
 from ckptwatch.model import Reference
 
 
@@ -28,19 +28,50 @@ class Originals:
         self._warn = warn
         self._resized = False
         self._files = self._find()
-        self._pairs = self._files[:count]
-
-    def bind(self, stems: Sequence[str] | None) -> None:
-        """Settles the pairs once the names of the generated images are known (None: they have no names)."""
-        by_stem: dict[str, Path] = {}
+        self._by_stem: dict[str, Path] = {}
         for file in self._files:
-            by_stem.setdefault(file.stem, file)
-        if stems is not None and all(stem in by_stem for stem in stems):
-            self._pairs = [by_stem[stem] for stem in stems]
+            self._by_stem.setdefault(file.stem, file)
+        self._first: int | None = None  # where reading begins
+        self._foreign = False           # a generated image has a name that no original has
+        self._pairing = ""
 
-    def for_images(self, start: int, images: Tensor) -> Tensor:
-        """uint8 (n, 3, H, W): the originals of samples `start`…, resized (bicubic) to the size of `images`."""
-        return torch.stack([self._read(file, images) for file in self._pairs[start:start + len(images)]])
+    @property
+    def pairing(self) -> str:
+        """"stem" or "order", as the batches so far decided; "" before the first one."""
+        return self._pairing
+
+    def for_batch(self, batch: Batch) -> Tensor:
+        """uint8 (n, 3, H, W): the originals of a batch's images, resized (bicubic) to their size.
+
+        The first batch decides how they are paired. Raises OrderChangedError when a later one shows that the names do not
+        pair all: read again from the beginning, all are paired by order.
+        """
+        return torch.stack([self._read(file, batch.images) for file in self.files(batch)])
+
+    def files(self, batch: Batch) -> list[Path]:
+        """The originals of a batch's images. Raises OrderChangedError as `for_batch` does."""
+        known = batch.stems is not None and all(stem in self._by_stem for stem in batch.stems)
+        if self._first in (None, batch.start):
+            self._first = batch.start
+            self._pairing = "stem" if known and not self._foreign else "order"
+        if self._pairing == "order":
+            return self._files[batch.start:batch.start + len(batch)]
+        if not known:
+            self._foreign = True
+            stems = batch.stems or ("",)
+            raise OrderChangedError(
+                f"no original is named {next(s for s in stems if s not in self._by_stem)!r}, so images and originals are "
+                f"paired by order",
+            )
+        return [self._by_stem[stem] for stem in batch.stems or ()]
+
+    def stamp(self, batch: Batch) -> Hashable:
+        """Changes when the originals of these images are others, or have changed. Raises as `for_batch` does."""
+        try:
+            facts = [(file, file.stat()) for file in self.files(batch)]
+        except OSError as error:
+            raise self._problem(error.strerror or str(error), Path(error.filename)) from error
+        return tuple((str(file), s.st_size, s.st_mtime_ns, s.st_ino) for file, s in facts)
 
     def _find(self) -> list[Path]:
         if self._directory is None:

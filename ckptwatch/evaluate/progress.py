@@ -22,7 +22,7 @@ class Reporter:
         self._next = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` units of `stage` ("loading", "sampling", "scoring") are finished."""
+        """`done` of `total` units of `stage` ("loading", "sampling" or "scoring", "computing") are finished."""
         now = self._clock()
         fresh = stage != self._stage
         if not fresh and (self._sent == (done, total) or (done < total and now < self._next)):

@@ -1,101 +1,81 @@
 """What generated images are compared with: statistics and features of a reference set, computed once and kept.
 
-The cache is content-addressed: its key is a digest of the images' bytes, the extractor, the layer and the weights, so it
-cannot go stale. torch-fidelity's own is keyed by name only, and does.
+The cache is content-addressed: its key is a digest of the images' bytes, how they are read, the network with its weights and
+precision, and the layer, so it cannot go stale. torch-fidelity's own is keyed by name only, and does.
 """
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ckptwatch.errors import EvaluationError
 from ckptwatch.evaluate.failures import recipe_error
 from ckptwatch.evaluate.images import list_images, read_batches
-from ckptwatch.evaluate.metrics.statistics import Statistics, statistics_of, with_root
-from ckptwatch.evaluate.networks import FeatureNetwork
+from ckptwatch.evaluate.metrics.statistics import CHUNK, Statistics, with_root
+from ckptwatch.evaluate.reference_cache import (
+    FeatureWriter,
+    Tally,
+    contents_digest,
+    digest_of,
+    load_arrays,
+    open_features,
+    store_arrays,
+)
 from ckptwatch.evaluate.samplers.base import Report
+from ckptwatch.evaluate.stats_files import read_stats
+from ckptwatch.evaluate.views import ImageNetwork
 from ckptwatch.model import Reference
 
-LAYOUT = "1"        # of the cache files and of how images are read; raise it when either changes
-ASYMMETRY = 1e-5    # of sigma, relative to its largest entry: what float32 storage leaves
-NEGATIVE = 1e-3     # smallest eigenvalue over largest: below this it is no covariance
+LAYOUT = "2"  # of the cache files and of how images are read; raise it when either changes
+BY_STATISTICS = frozenset({"fid", "fd_dinov2"})  # metrics to which mean and covariance are enough
+STATISTICS, FEATURES = "statistics", "features"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSet:
-    """Reference images or statistics of a recipe, seen through one layer of one network."""
+    """Reference images or statistics of a recipe, seen through one layer of one network, for one metric."""
 
+    metric: str  # "fid", …: what errors say that it was wanted for
     reference: Reference
-    network: FeatureNetwork
+    network: ImageNetwork
     layer: str
     cache_dir: Path
     batch_size: int
     report: Report
+    _held: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def statistics(self) -> Statistics:
-        """For FID: of the stats file where there is one, else of the images. Raises EvaluationError (RECIPE)."""
-        if self.reference.stats is not None:
-            return self._of_stats_file(self.reference.stats)
-        stored = self._of_images("compute FID")
-        return Statistics(mu=stored["mu"], sigma=stored["sigma"], root=stored["root"])
+        """Mean, covariance and its root: of the stats file where there is one, else of the images.
+
+        Raises EvaluationError (RECIPE).
+        """
+        if STATISTICS not in self._held:
+            _fill([(self, STATISTICS)])
+        return self._held[STATISTICS]
 
     def features(self) -> Tensor:
-        """For KID: float32 (n, d) of the reference images. Raises EvaluationError (RECIPE)."""
-        if self.reference.images is None and self.reference.stats is not None:
-            raise recipe_error(
-                "compute KID", "it needs reference images; mean and covariance are not enough", path=self.reference.stats,
-                hint="set reference.images, or take kid out of the recipe's metrics", retryable=False,
-            )
-        return self._of_images("compute KID")["features"]
+        """float32 (m, d) of the reference images, in their order; mapped from the cache, and safe to write to.
 
-    def _of_stats_file(self, path: Path) -> Statistics:
-        mu, sigma = read_stats(path, self.network.dimension(self.layer), f"{self.network.name}/{self.layer}")
-        key = _digest([LAYOUT, "root", hashlib.sha256(mu.numpy().tobytes() + sigma.numpy().tobytes()).hexdigest()])
-        cache = self.cache_dir / f"statistics-{key[:32]}.npz"
-        stored = _load(cache, {"root": (2, np.float64)})
-        if stored is not None and stored["root"].shape == sigma.shape:
-            return Statistics(mu=mu, sigma=sigma, root=stored["root"])
-        made = with_root(mu, sigma)
-        _store(cache, {"root": made.root})
-        return made
+        Raises EvaluationError (RECIPE).
+        """
+        if FEATURES not in self._held:
+            _fill([(self, FEATURES)])
+        return self._held[FEATURES]
 
-    def _of_images(self, purpose: str) -> dict[str, Tensor]:
-        directory = self.reference.images
-        if directory is None:
-            raise recipe_error(
-                purpose, "the recipe has no reference", hint="set reference.images (or, for FID alone, reference.stats)",
-                retryable=False,
-            )
-        files = reference_images(directory)
-        key = _digest([LAYOUT, contents_digest(files, self.cache_dir), self.network.name, self.layer, self.network.digest])
-        cache = self.cache_dir / f"reference-{key[:32]}.npz"
-        stored = _load(cache, {
-            "mu": (1, np.float64), "sigma": (2, np.float64), "root": (2, np.float64), "features": (2, np.float32),
-        })
-        if stored is not None and len(stored["features"]) == len(files):
-            return stored
-        features = self._extract(files)
-        made = statistics_of(features)
-        values = {"mu": made.mu, "sigma": made.sigma, "root": made.root, "features": features}
-        _store(cache, values)
-        return values
+    @property
+    def operation(self) -> str:
+        """What fails without it."""
+        return f"compute {self.metric}"
 
-    def _extract(self, files: Sequence[Path]) -> Tensor:
-        found, done = [], 0
-        self.report("loading", 0, len(files))
-        for batch in read_batches(files, self.batch_size, _image_error, same_size=False):
-            found.append(self.network.extract(batch)[self.layer])
-            done += len(batch)
-            self.report("loading", done, len(files))
-        return torch.cat(found)
+
+def prime(sets: Sequence[ReferenceSet]) -> None:
+    """Makes what each set's metric will ask it for. All that no cache has comes from one pass over the images: they are
+    decoded once, and each network looks at each batch once. Raises EvaluationError (RECIPE)."""
+    _fill([(s, STATISTICS if s.metric in BY_STATISTICS else FEATURES) for s in sets])
 
 
 def reference_images(directory: Path) -> list[Path]:
@@ -115,116 +95,168 @@ def reference_images(directory: Path) -> list[Path]:
     return files
 
 
-def read_stats(path: Path, dimension: int | None, layer: str) -> tuple[Tensor, Tensor]:
-    """mu (d,) and sigma (d, d), float64, of an npz file, checked.
+# ---- filling ---------------------------------------------------------------------------------------------------------
 
-    `dimension` is the d of the network's layer, None where it is not known before images are. Raises EvaluationError
-    (RECIPE) that names what was found and what is needed.
-    """
-    def problem(cause: str) -> EvaluationError:
-        return recipe_error(
-            "read reference statistics", cause, path=path, retryable=False,
-            hint=f"needed is an npz with mu ({dimension or 'd'},) and sigma ({dimension or 'd'}, {dimension or 'd'}) "
-                 f"of {layer} features",
-        )
 
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            lacking = [key for key in ("mu", "sigma") if key not in stored]
-            if lacking:
-                raise problem(f"no {' and no '.join(lacking)} in it; found: {', '.join(stored.files) or 'nothing'}")
-            mu, sigma = stored["mu"], stored["sigma"]
-    except EvaluationError:
-        raise
-    except FileNotFoundError as error:
+def _fill(wanted: Sequence[tuple[ReferenceSet, str]]) -> None:
+    """Puts what is wanted into the sets. Stats files first: what is wrong with them is soon known."""
+    wanted = [(s, kind) for s, kind in wanted if kind not in s._held]
+    of_images: dict[Path, list[tuple[ReferenceSet, str]]] = {}
+    for s, kind in wanted:
+        if kind == STATISTICS and s.reference.stats is not None:
+            s._held[STATISTICS] = _of_stats_file(s, s.reference.stats)
+        else:
+            of_images.setdefault(_directory(s), []).append((s, kind))
+    for directory, group in of_images.items():
+        _fill_from_images(directory, group)
+
+
+def _directory(s: ReferenceSet) -> Path:
+    if s.reference.images is not None:
+        return s.reference.images
+    if s.reference.stats is not None:
         raise recipe_error(
-            "read reference statistics", "no such file", path=path,
-            hint="set reference.stats to an npz with mu and sigma; is its disk mounted?",
-        ) from error
-    except Exception as error:  # numpy and zipfile fail in many ways on files that are no npz
-        raise problem(f"not an npz file of plain arrays ({type(error).__name__}: {str(error)[:200]})") from error
-    cause = _flaw(mu, sigma, dimension, layer)
-    if cause:
-        raise problem(cause)
-    return torch.from_numpy(mu.astype(np.float64)), torch.from_numpy(sigma.astype(np.float64))
+            s.operation, "it needs reference images; mean and covariance are not enough", path=s.reference.stats,
+            hint=f"set reference.images, or take {s.metric} out of the recipe's metrics", retryable=False,
+        )
+    stats = " or reference.stats" if s.metric in BY_STATISTICS else ""
+    raise recipe_error(s.operation, "the recipe has no reference", hint=f"set reference.images{stats}", retryable=False)
 
 
-def contents_digest(files: Sequence[Path], cache_dir: Path) -> str:
-    """SHA-256 over names and bytes of files; remembered by their size, time and inode, for 50,000 are slow to read."""
-    stats = [file.stat() for file in files]
-    key = _digest([
-        f"{file.name}\0{s.st_size}\0{s.st_mtime_ns}\0{s.st_ctime_ns}\0{s.st_ino}\0{s.st_dev}"
-        for file, s in zip(files, stats, strict=True)
-    ])
-    memo = cache_dir / f"contents-{key[:32]}.txt"
+def _of_stats_file(s: ReferenceSet, path: Path) -> Statistics:
+    mu, sigma = read_stats(path, network=s.network.name, layer=s.layer, dimension=s.network.dimension(s.layer))
+    content = hashlib.sha256(mu.numpy().tobytes() + sigma.numpy().tobytes()).hexdigest()
+    cache = s.cache_dir / f"statistics-{digest_of([LAYOUT, content])[:32]}.npz"
+    stored = load_arrays(cache, {"root": 2})
+    if stored is not None and stored["root"].shape == sigma.shape:
+        return Statistics(mu=mu, sigma=sigma, root=stored["root"])
+    made = with_root(mu, sigma)
+    store_arrays(cache, {"root": made.root})
+    return made
+
+
+def _fill_from_images(directory: Path, wanted: Sequence[tuple[ReferenceSet, str]]) -> None:
+    files = reference_images(directory)
+    first = wanted[0][0]
     try:
-        known = memo.read_text().strip()
-        if len(known) == 64:
-            return known
-    except OSError:
-        pass
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            total.update(f"{file.name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\0".encode())
-    _write_atomically(memo, lambda out: out.write(total.hexdigest().encode()))
-    return total.hexdigest()
+        content = contents_digest(files, first.cache_dir)
+    except OSError as error:
+        raise recipe_error(
+            "read reference images", error.strerror or str(error), path=error.filename or directory,
+            hint="do the files stay while they are read? is their disk mounted?",
+        ) from error
+    keys = [digest_of([LAYOUT, content, s.network.name, s.layer, s.network.digest]) for s, _ in wanted]
+    views: dict[str, _View] = {}  # sets that want the same of the same share one
+    for (s, kind), key in zip(wanted, keys, strict=True):
+        views.setdefault(key, _View(s, key, len(files))).want(kind)
+    lacking = [view for view in views.values() if not view.find()]
+    if lacking:
+        _look(lacking, files, first)
+    for (s, kind), key in zip(wanted, keys, strict=True):
+        s._held[kind] = views[key].found[kind]
 
 
-def _flaw(mu: np.ndarray, sigma: np.ndarray, dimension: int | None, layer: str) -> str:
-    """What is wrong with statistics, or ""."""
-    if mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
-        return f"mu is {mu.dtype}, sigma is {sigma.dtype}, wanted real numbers"
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not len(mu):
-        return f"mu has shape {mu.shape}, sigma {sigma.shape}"
-    if dimension is not None and len(mu) != dimension:
-        return f"mu has {len(mu)} values, the network gives {dimension} ({layer})"
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        return "it holds NaN or Inf"
-    largest = float(np.abs(sigma).max())
-    if float(np.abs(sigma - sigma.T).max()) > ASYMMETRY * largest:
-        return "sigma is not symmetric"
-    smallest = float(torch.linalg.eigvalsh(torch.from_numpy(sigma.astype(np.float64)))[0])
-    return f"sigma has the negative eigenvalue {smallest:.3g}" if smallest < -NEGATIVE * largest else ""
+def _look(views: Sequence["_View"], files: Sequence[Path], first: ReferenceSet) -> None:
+    """One pass over the images: each batch is decoded once, and each network looks at it once."""
+    networks: dict[int, tuple[ImageNetwork, list[_View]]] = {}
+    for view in views:
+        networks.setdefault(id(view.network), (view.network, []))[1].append(view)
+    done = 0
+    first.report("loading", 0, len(files))
+    try:
+        for images, prepared in _prepared(read_batches(files, first.batch_size, _image_error, same_size=False),
+                                          [network for network, _ in networks.values()]):
+            for (network, own), one in zip(networks.values(), prepared, strict=True):
+                rows = network.extract(one)
+                for view in own:
+                    view.add(rows[view.layer])
+            done += images
+            first.report("loading", done, len(files))
+        for view in views:
+            view.finish()
+    finally:
+        for view in views:
+            view.abandon()
+
+
+def _prepared(batches: Iterable[Tensor], networks: Sequence[ImageNetwork]) -> Iterator[tuple[int, list[Any]]]:
+    """The number of images of each batch, and what each network prepared of it, begun while the one before it is looked
+    at."""
+    waiting: tuple[int, list[Any]] | None = None
+    for batch in batches:
+        following = len(batch), [network.prepare(batch) for network in networks]
+        if waiting is not None:
+            yield waiting
+        waiting = following
+    if waiting is not None:
+        yield waiting
+
+
+class _View:
+    """One layer of one network over all images: what is wanted of it, and what was found or made."""
+
+    def __init__(self, s: ReferenceSet, key: str, count: int) -> None:
+        self.network, self.layer = s.network, s.layer
+        self.found: dict[str, Any] = {}
+        self._count = count
+        self._wanted: set[str] = set()
+        self._width = 0
+        base = s.cache_dir / f"reference-{key[:32]}"
+        self._arrays, self._features = base.with_suffix(".npz"), base.with_suffix(".npy")
+        self._tally: Tally | None = None
+        self._writer: FeatureWriter | None = None
+
+    def want(self, kind: str) -> None:
+        self._wanted.add(kind)
+
+    def find(self) -> bool:
+        """Does the cache have all that is wanted? Statistics follow from features that were kept for another metric."""
+        if STATISTICS in self._wanted and (stored := load_arrays(self._arrays, {"mu": 1, "sigma": 2, "root": 2})):
+            self.found[STATISTICS] = Statistics(**stored)
+        missing = self._wanted - self.found.keys()
+        if missing and (features := open_features(self._features, self._count)) is not None:
+            self.found[FEATURES] = features
+            if STATISTICS in missing:
+                tally = Tally()
+                for block in features.split(CHUNK):
+                    tally.add(block)
+                self._keep_statistics(tally)
+        return not self._wanted - self.found.keys()
+
+    def add(self, rows: Tensor) -> None:
+        """float32 (k, d). Raises EvaluationError (RECIPE)."""
+        if not self._width:
+            self._width = rows.shape[1]
+            self._tally = Tally() if STATISTICS in self._wanted - self.found.keys() else None
+            self._writer = FeatureWriter(self._features, self._count) if FEATURES in self._wanted else None
+        if rows.shape[1] != self._width:
+            raise recipe_error(
+                "use feature layer", f"it gives {self._width} values for one image and {rows.shape[1]} for another",
+                path=f"{self.network.name}/{self.layer}", retryable=False,
+                hint="name a layer whose length does not depend on the image's size, or use images of one size",
+            )
+        if self._tally is not None:
+            self._tally.add(rows)
+        if self._writer is not None:
+            self._writer.add(rows)
+
+    def finish(self) -> None:
+        if self._writer is not None:
+            self.found[FEATURES] = self._writer.finish()
+        if self._tally is not None:
+            self._keep_statistics(self._tally)
+
+    def abandon(self) -> None:
+        """What is not finished leaves nothing behind."""
+        if self._writer is not None:
+            self._writer.abandon()
+
+    def _keep_statistics(self, tally: Tally) -> None:
+        moments = tally.moments()
+        made = self.found[STATISTICS] = with_root(moments.mean, moments.covariance)
+        store_arrays(self._arrays, {"mu": made.mu, "sigma": made.sigma, "root": made.root})
 
 
 def _image_error(operation: str, cause: str, **where: Any) -> EvaluationError:
     where["hint"] = "remove or replace the broken reference image"
     return recipe_error(operation, cause, **where)
-
-
-def _digest(parts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
-
-
-def _load(path: Path, wanted: dict[str, tuple[int, Any]]) -> dict[str, Tensor] | None:
-    """Arrays of a cache file by name, or None when there is none or it is damaged in any way."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in wanted}  # zipfile checks the CRC on reading
-    except Exception:  # whatever is wrong with it, it is only a cache
-        return None
-    for name, (ndim, dtype) in wanted.items():
-        if found[name].ndim != ndim or found[name].dtype != dtype or not np.isfinite(found[name]).all():
-            return None
-    return {name: torch.from_numpy(value) for name, value in found.items()}
-
-
-def _store(path: Path, values: dict[str, Tensor]) -> None:
-    _write_atomically(path, lambda out: np.savez(out, **{name: value.numpy() for name, value in values.items()}))
-
-
-def _write_atomically(path: Path, write: Any) -> None:
-    """Temporary file, fsync, rename; a full disk is no reason to fail, the value is only not kept."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            write(out)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        print(f"cache {path} not written: {error}", flush=True)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,13 +4,11 @@ A checkpoint is untrusted input: nothing in it is executed unless its root is ma
 things beside tensors (argparse.Namespace, OmegaConf, …) are still read: what is not a tensor becomes an inert stand-in.
 
 Names are flattened with dots, so that `{"model": {"a.weight": …}}` and a safetensors file with the key `model.a.weight`
-look alike, and a variant is a name prefix in both.
+look alike, and a variant is a name prefix in both. Only its tensors are read: the others of a file are not touched, but for
+files of torch.save of the older kind, which cannot be mapped.
 """
 
-import pickle
-import types
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,8 @@ from torch import Tensor
 
 from ckptwatch.errors import EvaluationError
 from ckptwatch.evaluate.failures import checkpoint_error, is_out_of_memory, not_finite_error
+from ckptwatch.evaluate.weights_files import Directory, files_in
+from ckptwatch.evaluate.weights_pickle import load_tree
 
 CHUNK = 1 << 24   # elements looked at in one go: bounds memory for tensors that need conversion
 DEEPEST = 32      # nesting of containers; deeper is garbage, not a checkpoint
@@ -32,10 +32,13 @@ NOT_WEIGHTS = ("optim", "sched", "lr_sched", "scaler", "grad_scaler", "amp", "rn
 def load_variant(path: Path, variant: str, *, trusted: bool = False) -> dict[str, Tensor]:
     """The tensors of `variant`, by name without the variant's prefix, on the CPU and mapped, not read, where possible.
 
-    `path` is a file of torch.save or safetensors, or a directory with *.safetensors. `variant` is the key under which a
-    weight set is stored ("model_ema1"), dots go deeper ("state_dict.model"); "" means everything. `trusted` permits
-    unpickling of arbitrary objects. Raises EvaluationError (CHECKPOINT).
+    `path` is a file of torch.save or safetensors; a directory with *.safetensors, pytorch_model*.bin or DeepSpeed's
+    mp_rank_00_model_states.pt; or, if `trusted`, a pickle of whole networks. `variant` is the key under which a weight set
+    is stored ("model_ema1"), dots go deeper ("state_dict.model"); "" means everything. `trusted` permits unpickling of
+    arbitrary objects. Raises EvaluationError (CHECKPOINT).
     """
+    if path.is_dir():
+        _require_whole_tensors(path)
     found = dict(_tensors(path, variant, trusted=trusted, only_weights=False))
     if not found:
         raise _no_such_variant(path, variant, trusted)
@@ -45,16 +48,16 @@ def load_variant(path: Path, variant: str, *, trusted: bool = False) -> dict[str
 def scan_finite(path: Path, variant: str, *, trusted: bool = False) -> int | None:
     """Looks at every weight of `variant`, one tensor at a time; returns how many tensors it looked at.
 
-    None means that the path is in none of the formats this module reads. Tensors made only of 0 and −∞ are attention
-    masks and count as finite. Raises EvaluationError: NOT_FINITE, not retryable, naming the first bad tensor;
-    CHECKPOINT when the file cannot be read or lacks the variant.
+    Of tensors that are split over ranks every part is looked at. None means that the path is in none of the formats that can
+    be looked at here. Tensors made only of 0 and −∞ are attention masks and count as finite. Raises EvaluationError:
+    NOT_FINITE, not retryable, naming the first bad tensor; CHECKPOINT when the file cannot be read or lacks the variant.
     """
     if not is_readable_format(path):
         return None
     looked, bad, first = 0, 0, ""
     for name, tensor in _tensors(path, variant, trusted=trusted, only_weights=not variant):
         looked += 1
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             bad += 1
             first = first or name
     if not looked and variant:
@@ -68,17 +71,20 @@ def scan_finite(path: Path, variant: str, *, trusted: bool = False) -> int | Non
 
 
 def is_readable_format(path: Path) -> bool:
-    """Is this a torch.save file, a safetensors file, or a directory of safetensors files?"""
-    if path.is_dir():
-        return any(path.glob("*.safetensors"))
+    """Is this a torch.save file, a safetensors file, or a directory of either? Pickles of whole networks are not: what it
+    takes to open them only their sampler needs."""
     try:
+        if path.is_dir():
+            return bool(files_in(path).files)
         return path.is_file() and (path.suffix == ".safetensors" or zipfile.is_zipfile(path))
-    except zipfile.BadZipFile:  # is_zipfile itself raises for a damaged zip64 record
-        return False
+    except (zipfile.BadZipFile, ValueError):  # is_zipfile itself raises for a damaged zip64 record
+        return path.is_dir()  # a broken index is an error, which reading it tells
 
 
 def _tensors(path: Path, variant: str, *, trusted: bool, only_weights: bool) -> Iterator[tuple[str, Tensor]]:
     prefix = f"{variant}." if variant else ""
+    if variant and path.name.endswith(f"-{variant}.pkl"):
+        prefix = "ema."  # EDM2 has a file for each average, and calls it the same in all
     for name, tensor in _all_tensors(path, prefix, trusted):
         if only_weights and name.lower().startswith(NOT_WEIGHTS):
             continue
@@ -88,14 +94,8 @@ def _tensors(path: Path, variant: str, *, trusted: bool, only_weights: bool) -> 
 def _all_tensors(path: Path, prefix: str, trusted: bool) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors whose name starts with `prefix`; every error of the readers becomes an EvaluationError."""
     try:
-        if path.is_dir():
-            for file in sorted(path.glob("*.safetensors")):
-                yield from _safetensors(file, prefix)
-        elif path.suffix == ".safetensors":
-            yield from _safetensors(path, prefix)
-        else:
-            tree = _load_torch(path, trusted)
-            yield from ((n, t) for n, t in _flatten(tree) if n.startswith(prefix))
+        for file in files_in(path, prefix).files if path.is_dir() else (path,):
+            yield from _tensors_of_file(file, prefix, trusted)
     except EvaluationError:
         raise
     except Exception as error:  # unpicklers meet arbitrary bytes and fail in arbitrary ways
@@ -107,63 +107,29 @@ def _all_tensors(path: Path, prefix: str, trusted: bool) -> Iterator[tuple[str, 
         ) from error
 
 
-def _safetensors(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _tensors_of_file(path: Path, prefix: str, trusted: bool) -> Iterator[tuple[str, Tensor]]:
+    if path.suffix != ".safetensors":
+        tree = load_tree(path, trusted=trusted)
+        yield from ((n, t) for n, t in _flatten(tree) if n.startswith(prefix))
+        return
     with safe_open(path, framework="pt", device="cpu") as file:
         for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
             if name.startswith(prefix):
                 yield name, file.get_tensor(name)
 
 
-def _load_torch(path: Path, trusted: bool) -> Any:
-    mapped = zipfile.is_zipfile(path)  # the older format cannot be mapped
+def _require_whole_tensors(path: Path) -> None:
+    """Raises EvaluationError (CHECKPOINT) where the files in a directory hold parts of tensors."""
     try:
-        return torch.load(path, map_location="cpu", mmap=mapped, weights_only=not trusted)
-    except pickle.UnpicklingError as error:
-        if trusted or not mapped or "weights_only" not in str(error).lower().replace(" ", "_"):
-            raise
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=_INERT_PICKLE)
-
-
-class _Inert(dict):
-    """Stands in for an object of any class of a pickle: takes what it is given, does nothing."""
-
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        super().__init__()
-
-    def __setstate__(self, _state: Any) -> None:
-        pass
-
-    def append(self, _item: Any) -> None:
-        pass
-
-    def extend(self, _items: Any) -> None:
-        pass
-
-    add = append
-    __hash__ = object.__hash__  # type: ignore[assignment]
-    __eq__ = object.__eq__  # type: ignore[assignment]
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """Builds tensors and plain containers; every other class or function of the pickle is replaced by `_Inert`."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter"):
-            return getattr(torch._utils, name)
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        value = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(value, torch.dtype) or value in (torch.Size, torch.device):
-            return value
-        return _Inert
-
-
-_INERT_PICKLE = types.SimpleNamespace(
-    Unpickler=_InertUnpickler, UnpicklingError=pickle.UnpicklingError, __name__="ckptwatch inert pickle",
-)
+        found = files_in(path)
+    except (OSError, ValueError):
+        found = Directory()  # told when the files are read
+    split = f"its weights are split over {found.ranks} model-parallel ranks" if found.ranks > 1 else found.problem
+    if split:
+        raise checkpoint_error(
+            "load checkpoint", split, path=path, retryable=False,
+            hint="use a sampler that loads it with DeepSpeed, or let training save whole weights beside it",
+        )
 
 
 def _flatten(tree: Any) -> Iterator[tuple[str, Tensor]]:
@@ -185,7 +151,8 @@ def _flatten(tree: Any) -> Iterator[tuple[str, Tensor]]:
         stack.extend(reversed(below))
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """No NaN and no ±∞ in it; 0 and −∞ alone are an attention mask, and finite. Other than floating point always is."""
     tensor = tensor.detach()
     if tensor.is_meta or tensor.is_quantized or not (tensor.is_floating_point() or tensor.is_complex()):
         return True

@@ -43,7 +43,8 @@ class DeepSpeed(Family):
             return self.incomplete(f"{verdict.evidence}, but {said}")
         return Facts(
             format=self.name, complete=True, evidence=f"{said}; {verdict.evidence}", step=verdict.step, epoch=verdict.epoch,
-            variants=verdict.variants, content_digest=True, fingerprint=fingerprint_of(verdict.files, claim.path))
+            variants=verdict.variants, keys=verdict.keys, content_digest=True,
+            fingerprint=fingerprint_of(verdict.files, claim.path))
 
     def needed(self, folder: Folder) -> Iterable[tuple[Path, str]]:
         if LATEST in folder.files and (tag := read_text(folder.path / LATEST)) in folder.folders:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptwatch.formats.torch_content import count, first_count, variants
+from ckptwatch.formats.torch_content import count, first_count, top_level, variants
 from ckptwatch.formats.torch_zip import look_torch
 from ckptwatch.formats.tree import judge_tree
 
@@ -25,6 +25,7 @@ class TagVerdict:
     step: int | None = None
     epoch: int | None = None
     variants: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()  # of the model states
 
 
 def is_tag(names: Collection[str]) -> bool:
@@ -52,7 +53,8 @@ def judge_tag(directory: Path) -> TagVerdict:
     zero3 = any(m["data"] for m in models)
     return TagVerdict(
         whole=True, evidence=f"{len(states)} files of {_ranks(names)}, all whole", files=states if zero3 else weights,
-        step=count(said.get("global_steps")), epoch=first_count(said, ("epoch", "current_epoch")), variants=variants(said))
+        step=count(said.get("global_steps")), epoch=first_count(said, ("epoch", "current_epoch")), variants=variants(said),
+        keys=top_level(said))
 
 
 def steps_in(directory: Path) -> int | None:

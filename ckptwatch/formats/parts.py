@@ -18,6 +18,7 @@ class Part:
     fingerprint: str = ""      # "" where there is no structure to digest
     content_digest: bool = False  # does an equal fingerprint mean equal content?
     content: Any = None        # what its pickle or header says, tensors and objects as stand-ins
+    keys: tuple[str, ...] = ()  # top-level entries, where the content does not say them
 
 
 def look(path: Path) -> Part:

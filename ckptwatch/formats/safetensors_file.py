@@ -13,6 +13,7 @@ from typing import Any
 from ckptwatch.formats.base import About, Claim, Family, Folder
 from ckptwatch.formats.parts import Part
 from ckptwatch.formats.reading import open_regular, whole_number
+from ckptwatch.formats.torch_content import top_level
 from ckptwatch.model import Facts
 
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
@@ -36,7 +37,7 @@ class SafetensorsFile(Family):
             return self.incomplete(part.evidence)
         metadata = part.content
         return Facts(
-            format=self.name, complete=True, evidence=part.evidence, fingerprint=part.fingerprint,
+            format=self.name, complete=True, evidence=part.evidence, fingerprint=part.fingerprint, keys=part.keys,
             step=whole_number(metadata.get("step", metadata.get("global_step"))), epoch=whole_number(metadata.get("epoch")),
         )
 
@@ -62,7 +63,8 @@ def look_safetensors(path: Path) -> Part:
         return Part(whole=False, evidence=f"header describes {needed:,} bytes, file has {size:,}")
     metadata = header.get("__metadata__")
     return Part(whole=True, evidence=f"header describes all {size:,} bytes, {len(ends)} tensors",
-                fingerprint=hashlib.sha256(raw).hexdigest()[:16], content=metadata if isinstance(metadata, dict) else {})
+                fingerprint=hashlib.sha256(raw).hexdigest()[:16], content=metadata if isinstance(metadata, dict) else {},
+                keys=top_level(name for name in header if name != "__metadata__"))
 
 
 def _end_of(name: str, tensor: dict[str, Any]) -> int:

@@ -10,6 +10,7 @@ from ckptwatch.formats.reading import is_name
 STEP_KEYS = ("step", "global_step", "iteration", "iter", "train_step")
 EPOCH_KEYS = ("epoch", "current_epoch")
 MOST_TENSORS = 32  # whose value is read from the file, each by a few bytes
+MOST_KEYS = 1000   # top-level entries that are told; more are the entries of something else than a training state
 
 
 def plain_reading(content: Any) -> Reading:
@@ -46,6 +47,21 @@ def numbers(mapping: Any) -> dict[str, float]:
 def variants(content: Mapping[Any, Any]) -> tuple[str, ...]:
     """Top-level entries that are state dicts themselves. An optimizer's tensors lie deeper, so it is none."""
     return tuple(key for key, value in content.items() if is_name(key) and isinstance(value, dict) and holds_tensors(value))
+
+
+def top_level(names: Iterable[Any]) -> tuple[str, ...]:
+    """The top-level entries of a tree with these keys, or of one whose names are flat: what stands before the first dot.
+
+    () for more than any training state has: it cannot be told what they are.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        entry = name.partition(".")[0] if isinstance(name, str) else None
+        if is_name(entry):
+            found[entry] = None
+        if len(found) > MOST_KEYS:
+            return ()
+    return tuple(found)
 
 
 def holds_tensors(mapping: Mapping[Any, Any]) -> bool:

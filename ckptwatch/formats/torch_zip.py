@@ -15,12 +15,12 @@ from ckptwatch.formats.base import About, Claim, Dialect, Family, Folder, Readin
 from ckptwatch.formats.inert_pickle import Machine, Payloads, PickleError, TooLargeError
 from ckptwatch.formats.parts import Part
 from ckptwatch.formats.reading import open_regular
-from ckptwatch.formats.torch_content import plain_reading
+from ckptwatch.formats.torch_content import plain_reading, top_level
 from ckptwatch.formats.torch_legacy import TorchLegacy, look_legacy
 from ckptwatch.formats.zip_directory import ZipError, digest_of, read_directory, start_of, unpack
 from ckptwatch.model import Facts
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar", ".pt2")
 IN_MEMORY = 16 << 20  # bytes of a pickle whose CRC is checked too; a larger one is walked through in its place
 
 # What a trainer keeps beside the weights, and what is on its way to another name.
@@ -40,11 +40,12 @@ class TorchZip(Family):
     precedence = 80
     about = About(
         title="torch.save file",
-        recognised="a file `*.pt`, `*.pth`, `*.ckpt`, `*.pth.tar`, `*.pt.tar`, unless its name says that it is no model: "
-                   "`optimizer*`, `scheduler*`, `scaler*`, `rng_state*`, `training_args*`, `training-state*`, `meta*`, "
-                   "`tmp*`, hidden ones",
+        recognised="a file `*.pt`, `*.pth`, `*.ckpt`, `*.pth.tar`, `*.pt.tar`, `*.pt2`, unless its name says that it is no "
+                   "model: `optimizer*`, `scheduler*`, `scaler*`, `rng_state*`, `training_args*`, `training-state*`, "
+                   "`meta*`, `tmp*`, hidden ones",
         complete="the zip directory, which `torch.save` writes last, is valid and describes the whole file, there is "
-                 "exactly one `data.pkl`, it can be read, and all tensors it refers to are there",
+                 "exactly one `data.pkl`, it can be read, and all tensors it refers to are there; or it is an archive of "
+                 "`torch.export`",
         facts="integers at the top level (`step`, `global_step`, `iteration`, `epoch`); floats there, and tensors without "
               "dimensions, are metrics; variants are entries that hold tensors",
     )
@@ -62,7 +63,7 @@ class TorchZip(Family):
         return Facts(
             format=family or kind, complete=True, evidence=part.evidence, fingerprint=part.fingerprint,
             content_digest=part.content_digest, step=reading.step, epoch=reading.epoch, metrics=reading.metrics,
-            variants=reading.variants,
+            variants=reading.variants, keys=top_level(part.content) if isinstance(part.content, dict) else (),
         )
 
 
@@ -100,6 +101,11 @@ def _judged(path: Path) -> tuple[str, Part]:
 def _look_zip(path: Path, file: BinaryIO) -> Part:
     size = file.seek(0, 2)
     records = {r.filename: r for r in read_directory(file)}
+    if any(n.endswith("/archive_format") and n.count("/") == 1 for n in records):  # torch.export: a program, no pickle
+        return Part(
+            whole=True, evidence=f"torch.export archive, zip directory valid, {len(records)} records within {size:,} bytes",
+            fingerprint=digest_of(list(records.values())), content_digest=any(r.CRC for r in records.values()),
+        )
     names = [n for n in records if n.endswith("/data.pkl") and n.count("/") == 1]
     if len(names) != 1:
         raise ZipError(f"a zip file, but not from torch.save: {len(names)} data.pkl among {len(records)} records")

@@ -5,17 +5,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ckptwatch.core.dispatch import Waiting, backoff, choose
+from ckptwatch.core.dispatch import Waiting, backoff, choose, shares
 from ckptwatch.errors import StateError
 from ckptwatch.formats.base import format_named
 from ckptwatch.model import EvaluationState, Failure, FailureKind, evolve
+from ckptwatch.planning import influences_in
 from ckptwatch.recipes import ContentDigests, input_stamp, inspect_recipe
 from ckptwatch.settings import Settings
 from ckptwatch.store import checkpoints, evaluations, events, heartbeat, runs
 from ckptwatch.store.database import Connection, Database
 from ckptwatch.workers.devices import resolve
+from ckptwatch.workers.parts import merge_of, parts_of
 from ckptwatch.workers.supervisor import Died, Pool, Report, Worker
-from ckptwatch.workers.wire import Failed, Job, Result
+from ckptwatch.workers.wire import Failed, Job, Partial, Result
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ class EvaluationStage:
         self._contents = ContentDigests(settings.state_dir / "cache" / "contents.json")
         self._stamps: dict[str, object] = {}
         self._served: dict[int, float] = {}
+        self._missing: dict[int, set[int]] = {}  # evaluation → parts not done yet, where several workers share it
+        self._influences = influences_in(settings.state_dir)
         rule = settings.workers
         wanted = any(r.evaluate for r in settings.runs)
         self.pool = Pool(devices=resolve(rule.devices) if wanted else (), report=report, threads=rule.threads,
@@ -69,6 +73,8 @@ class EvaluationStage:
                 evaluations.requeue(conn, evaluation.id, now=now)
                 log.info("evaluation %d was interrupted and waits again", evaluation.id)
             keep = {str(e.id) for e in evaluations.unpublished(conn)}
+            of_use = evaluations.of_living_checkpoints(conn)
+        self._influences.prune(of_use)
         work = self._settings.state_dir / "work"
         for directory in work.iterdir() if work.is_dir() else ():
             if directory.name not in keep:
@@ -92,9 +98,14 @@ class EvaluationStage:
             for r in rows if (r.recipe, r.digest) in usable and r.recipe in self._settings.recipes
         ]
         run_of = {w.evaluation_id: w.run_id for w in waiting}
-        for worker, evaluation_id in zip(free, choose(waiting, free=len(free), now=now), strict=False):
+        recipe_of = {r.id: self._settings.recipes[r.recipe] for r in rows if r.id in run_of}
+        chosen = choose(waiting, free=len(free), now=now)
+        for evaluation_id, count in zip(chosen, shares([recipe_of[i].workers for i in chosen], free=len(free)), strict=True):
             self._served[run_of[evaluation_id]] = now
-            self._begin(worker, evaluation_id, now=now, mono=mono)
+            # Parts on unlike devices would differ by more than the order of summation.
+            alike = [w for w in free if _kind(w) == _kind(free[0])][:count]
+            free = [w for w in free if w not in alike]
+            self._begin(alike, evaluation_id, now=now, mono=mono)
 
     def _adopt_orphans(self, now: float) -> None:
         """What is recorded as running, but by no worker of ours, lost its report to a database that could not be written."""
@@ -106,7 +117,7 @@ class EvaluationStage:
                 for orphan in orphans:
                     evaluations.requeue(conn, orphan.id, now=now)
 
-    def _begin(self, worker: Worker, evaluation_id: int, *, now: float, mono: float) -> None:
+    def _begin(self, workers: list[Worker], evaluation_id: int, *, now: float, mono: float) -> None:
         with self._db.read() as conn:
             evaluation = evaluations.evaluation(conn, evaluation_id)
             assert evaluation is not None
@@ -136,8 +147,12 @@ class EvaluationStage:
             run=run.name, step=checkpoint.step, epoch=checkpoint.epoch, variant=evaluation.variant,
             recipe=self._settings.recipes[evaluation.recipe], work_dir=work_dir, cache_dir=cache, log=logfile,
             trusted=bool(rule and rule.trusted))
-        log.info("%s: evaluating %s on %s", run.name, checkpoint.path.name, worker.device)
-        self.pool.assign(worker, job, mono)
+        parts = parts_of(job, len(workers))
+        self._missing[evaluation.id] = {part.part for part in parts}
+        for worker, part in zip(workers, parts, strict=False):
+            self.pool.assign(worker, part, mono)
+        on = ", ".join(w.device for w in workers[:len(parts)])
+        log.info("%s: evaluating %s on %s", run.name, checkpoint.path.name, on)
 
     # ---- reports -------------------------------------------------------------------------------------------------
 
@@ -149,12 +164,19 @@ class EvaluationStage:
         if isinstance(report, Died):
             return self._died(worker, report, now=now, mono=mono)
         document = report.document
-        if not isinstance(document, Result | Failed) or worker.job is None or document.job != worker.job.job:
+        if not isinstance(document, Partial | Result | Failed) or worker.job is None or document.job != worker.job.job:
             return None
-        evaluation_id = _evaluation_id(worker.job)
+        job = worker.job
         self.pool.release(worker, mono)
+        if isinstance(document, Partial):
+            self._part_done(worker, job, mono)
+            return None
+        return self._ended(_evaluation_id(job), document, now)
+
+    def _ended(self, evaluation_id: int, document: Result | Failed, now: float) -> int | None:
         try:
             if isinstance(document, Failed):
+                self._drop_parts(evaluation_id)
                 return self._failed(evaluation_id, document.failure, now)
             return self._succeeded(evaluation_id, document, now)
         except (ValueError, OverflowError, TypeError) as error:
@@ -163,7 +185,23 @@ class EvaluationStage:
             words = f"its report cannot be recorded: {type(error).__name__}"
             return self._failed(evaluation_id, Failure(kind=FailureKind.INTERNAL, message=words), now)
 
+    def _part_done(self, worker: Worker, job: Job, mono: float) -> None:
+        """The worker that ends last puts the parts together."""
+        missing = self._missing.get(_evaluation_id(job), set())
+        missing.discard(job.part)
+        if not missing:
+            self.pool.assign(worker, merge_of(job), mono)
+
+    def _drop_parts(self, evaluation_id: int) -> None:
+        """One part failed, so the attempt has: the others are worth nothing."""
+        self._missing.pop(evaluation_id, None)
+        for worker in self.pool.workers:
+            if worker.job is not None and _evaluation_id(worker.job) == evaluation_id:
+                self.pool.drop(worker, "another part of its evaluation failed")
+
     def _succeeded(self, evaluation_id: int, result: Result, now: float) -> int | None:
+        self._missing.pop(evaluation_id, None)
+        self._influences.keep(evaluation_id, result.influence)
         with self._db.write() as conn:
             if not evaluations.finish(conn, evaluation_id, results=result.scores, seconds=result.seconds,
                                       samples=result.samples, now=now):
@@ -209,8 +247,9 @@ class EvaluationStage:
         job, why = worker.job, worker.ending
         self.pool.release(worker, mono)
         if job is None:
-            log.warning("worker %s %s", worker.id, report.words)
+            log.log(logging.INFO if why else logging.WARNING, "worker %s %s", worker.id, why or report.words)
             return None
+        self._drop_parts(_evaluation_id(job))
         if why:
             failure = Failure(kind=FailureKind.TIMEOUT, message=why, hint="raise workers.timeout, or lower samples")
         else:
@@ -231,6 +270,10 @@ class EvaluationStage:
             for worker in self.pool.workers:
                 if worker.job is not None:
                     evaluations.requeue(conn, _evaluation_id(worker.job), now=now)
+
+
+def _kind(worker: Worker) -> str:
+    return worker.device.partition(":")[0]
 
 
 def _known(count: int | None) -> int:

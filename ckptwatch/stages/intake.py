@@ -2,9 +2,11 @@
 
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ckptwatch.apply.places import Marker, place_marker, read_marker
+from ckptwatch.core.expectation import lacking, lacks
 from ckptwatch.core.generations import next_generation
 from ckptwatch.core.naming import run_directory, run_name, series_of, whole_name
 from ckptwatch.errors import RootError
@@ -24,8 +26,13 @@ OBSERVED = "observed"  # in place of the marker of a root that nothing may be wr
 class Intake:
     """Keeps the record of one root true. Nothing of a root with a problem is forgotten, removed or judged."""
 
-    def __init__(self, db: Database, rule: RootRule, *, observe_only: bool = False) -> None:
+    def __init__(
+        self, db: Database, rule: RootRule, *, observe_only: bool = False,
+        expected_of: Callable[[str], Sequence[str]] = lambda _run: (),
+    ) -> None:
+        """`expected_of` gives the top-level entries that the checkpoints of a run should have, by its name."""
         self.rule = rule
+        self._expected_of = expected_of
         self.problem = "not looked at yet"
         self._db = db
         self._observe_only = observe_only
@@ -219,6 +226,7 @@ class Intake:
         if found.facts.complete:
             runs.new_checkpoint(conn, run.id, now=now)
             self._tell(conn, run, "rewritten" if before is not None else "found", found, checkpoint.evidence, now)
+            self._tell_lacking(conn, run, found, now)
         else:
             self._tell(conn, run, "incomplete", found, checkpoint.evidence, now)
         return run.id
@@ -241,6 +249,12 @@ class Intake:
         level = logging.INFO if found.facts.complete else logging.WARNING
         log.log(level, "%s: %s %s (%s)", run.name, kind, found.path.name, message)
 
+    def _tell_lacking(self, conn: Connection, run: Run, found: Found, now: float) -> None:
+        missing = lacking(self._expected_of(run.name), found.facts.keys)
+        if missing:
+            events.append(conn, now=now, kind="lacks_keys", run=run.name, path=found.path, message=lacks(missing),
+                          data={"missing": list(missing), "step": found.facts.step})
+            log.warning("%s: %s %s; it has %s", run.name, found.path.name, lacks(missing), ", ".join(found.facts.keys))
 
 
 def _same_content(judged: Identity, found: Found) -> bool:

@@ -27,7 +27,7 @@ def record(
     result = conn.execute(insert(checkpoints).values(
         run_id=run_id, path=str(path), members=list(members), format=facts.format, state=state, evidence=facts.evidence,
         role=role, generation=generation, step=facts.step, epoch=facts.epoch, metrics=_finite(facts),
-        variants=list(facts.variants), found_at=now, **identity.__dict__,
+        variants=list(facts.variants), content_keys=list(facts.keys), found_at=now, **identity.__dict__,
     ))
     return checkpoint(conn, result.inserted_primary_key[0])
 
@@ -116,7 +116,8 @@ def _meant(found: list[Checkpoint], in_trash: bool) -> Checkpoint | None:
 def reidentify(conn: Connection, checkpoint_id: int, identity: Identity, facts: Facts, members: tuple[str, ...]) -> None:
     """The same weights under another inode or file time, or with another report beside them."""
     conn.execute(update(checkpoints).where(checkpoints.c.id == checkpoint_id).values(
-        members=list(members), evidence=facts.evidence, metrics=_finite(facts), **identity.__dict__))
+        members=list(members), evidence=facts.evidence, metrics=_finite(facts), content_keys=list(facts.keys),
+        **identity.__dict__))
 
 
 def pin(conn: Connection, checkpoint_id: int, by: str | None) -> None:
@@ -134,7 +135,7 @@ def _checkpoint(row: Row) -> Checkpoint:
         id=row.id, run_id=row.run_id, path=Path(row.path), members=tuple(row.members), format=row.format,
         state=CheckpointState(row.state), evidence=row.evidence, role=Role(row.role), generation=row.generation,
         step=row.step, epoch=row.epoch, metrics={k: float("nan") if v is None else v for k, v in row.metrics.items()},
-        variants=tuple(row.variants), found_at=row.found_at, pinned_by=row.pinned_by,
+        variants=tuple(row.variants), keys=tuple(row.content_keys), found_at=row.found_at, pinned_by=row.pinned_by,
         identity=Identity(device=row.device, inode=row.inode, size=row.size, mtime_ns=row.mtime_ns,
                           fingerprint=row.fingerprint),
     )

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from ckptwatch.model import (
     EVALUATION_TRANSITIONS,
+    CheckpointState,
     Evaluation,
     EvaluationEvent,
     EvaluationState,
@@ -137,6 +138,14 @@ def evaluation(conn: Connection, evaluation_id: int) -> Evaluation | None:
 
 def of_checkpoint(conn: Connection, checkpoint_id: int) -> tuple[Evaluation, ...]:
     return _with_scores(conn, conn.execute(select(evaluations).where(evaluations.c.checkpoint_id == checkpoint_id)).all())
+
+
+def of_living_checkpoints(conn: Connection) -> frozenset[int]:
+    """Ids of evaluations whose checkpoint is on disk, or can be brought back."""
+    states = (CheckpointState.COMPLETE, CheckpointState.INCOMPLETE, CheckpointState.TRASHED)
+    query = (select(evaluations.c.id).join(checkpoints, checkpoints.c.id == evaluations.c.checkpoint_id)
+             .where(checkpoints.c.state.in_(states)))
+    return frozenset(conn.execute(query).scalars())
 
 
 def waiting(conn: Connection) -> list[Row]:

@@ -118,6 +118,26 @@ def incomplete(conn: Connection, run_ids: Sequence[int], limit: int = 200) -> li
     return [(r.run_id, Path(r.path), r.evidence, r.found_at) for r in conn.execute(query)]
 
 
+def key_sets(conn: Connection, run_ids: Sequence[int]) -> list[tuple[int, tuple[str, ...], int, int]]:
+    """(run id, top-level entries, how many complete checkpoints have just these, the newest of them) for these runs."""
+    c = checkpoints.c
+    query = select(c.run_id, c.content_keys, func.count(), func.max(c.id)).where(c.state == "complete")
+    found = []
+    for begin in range(0, len(run_ids), _AT_ONCE):
+        own = query.where(c.run_id.in_(run_ids[begin:begin + _AT_ONCE])).group_by(c.run_id, c.content_keys)
+        found += [(run, tuple(keys), count, newest) for run, keys, count, newest in conn.execute(own).tuples()]
+    return found
+
+
+def paths(conn: Connection, checkpoint_ids: Sequence[int]) -> dict[int, Path]:
+    c = checkpoints.c
+    found: dict[int, Path] = {}
+    for begin in range(0, len(checkpoint_ids), _AT_ONCE):
+        query = select(c.id, c.path).where(c.id.in_(checkpoint_ids[begin:begin + _AT_ONCE]))
+        found.update((id_, Path(path)) for id_, path in conn.execute(query).tuples())
+    return found
+
+
 def next_purge(conn: Connection) -> dict[int, float]:
     """Run id → when the first entry of its trash is purged."""
     query = (select(checkpoints.c.run_id, func.min(removals.c.purge_at))
@@ -128,6 +148,7 @@ def next_purge(conn: Connection) -> dict[int, float]:
     return dict(conn.execute(query).tuples().all())
 
 
+_AT_ONCE = 500  # ids in one query
 _OF_RUN = ("id", "name", "path", "newest_at", "ended_at", "best_metric", "best_value", "best_variant", "reclaimable_bytes",
            "planned_removals", "held")
 

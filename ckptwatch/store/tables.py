@@ -59,6 +59,7 @@ checkpoints = Table(
     Column("found_at", Float, nullable=False),
     Column("pinned_by", Text),
     Column("members", JSON, nullable=False, server_default="[]"),  # names in the directory of `path`, for a set of files
+    Column("content_keys", JSON, nullable=False, server_default="[]"),  # Checkpoint.keys
     # One living row per path: what is on disk, or in the trash under its name, is recorded once.
     Index("living_path", "path", unique=True, sqlite_where=text("state IN ('incomplete', 'complete')")),
     Index("checkpoints_of_run", "run_id"),

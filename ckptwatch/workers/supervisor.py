@@ -144,6 +144,12 @@ class Pool:
         if worker.process is not None:
             _kill_group(worker.process)
 
+    def drop(self, worker: Worker, why: str) -> None:
+        """Its job is of no use any more: end the process; nothing it still says counts."""
+        self.kill(worker, why)
+        worker.job = None
+        worker.progress = None
+
     def close(self) -> None:
         """End all workers now."""
         for worker in self.workers:

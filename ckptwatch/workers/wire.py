@@ -1,7 +1,8 @@
 """The documents daemon and worker exchange: one JSON object a line, each with a `type`.
 
 Down (standard input of the worker): `Job`. End of file means: finish, then exit.
-Up (a private descriptor; standard output and error of the worker go to its log): `Ready`, `Progress`, `Result`, `Failed`.
+Up (a private descriptor; standard output and error of the worker go to its log): `Ready`, `Progress`, `Partial`, `Result`,
+`Failed`.
 The worker never sees the database; all it knows of the world is in its Job.
 """
 
@@ -19,6 +20,8 @@ from ckptwatch.model import (
     MetricSpec,
     Mode,
     Networks,
+    Pipeline,
+    Program,
     Recipe,
     Reference,
     Sampler,
@@ -49,6 +52,17 @@ class Job:
     cache_dir: Path     # exists; content-addressed statistics of reference sets, kept between jobs
     log: Path           # standard output and error of this attempt, the sampler's included, are appended here
     trusted: bool = False  # may the checkpoint be unpickled without restriction
+    part: int = 0       # of an evaluation that several workers share: which range of its samples; from 0
+    parts: int = 1      # into how many it is split; all parts have the same work_dir
+    merge: bool = False  # all parts are there: put them together and score
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First sample and the one after the last. Parts end where batches do, so that every batch is the one that a
+        single worker would see."""
+        batches = -(-self.recipe.samples // self.recipe.batch_size)
+        first, behind = (batches * p // self.parts * self.recipe.batch_size for p in (self.part, self.part + 1))
+        return min(first, self.recipe.samples), min(behind, self.recipe.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +74,17 @@ class Ready:
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     job: str
-    stage: str  # "loading", "sampling", "scoring"
+    stage: str  # "loading", "sampling" or, of images that are there, "scoring", "computing"
     done: int
     total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partial:
+    """A part is done; what it measured lies in the work directory until the parts are merged."""
+
+    job: str
+    part: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +93,7 @@ class Result:
     scores: tuple[Score, ...]
     seconds: float
     samples: Path | None = None  # directory below work_dir with eval_generated_000.jpg … for people
+    influence: Path | None = None  # file below work_dir: each sample's influence on each metric (ckptwatch.influences)
     warnings: tuple[str, ...] = ()
 
 
@@ -81,8 +104,10 @@ class Failed:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-Document = Job | Ready | Progress | Result | Failed
-_TYPES: dict[str, type] = {"job": Job, "ready": Ready, "progress": Progress, "result": Result, "failed": Failed}
+Document = Job | Ready | Progress | Partial | Result | Failed
+_TYPES: dict[str, type] = {
+    "job": Job, "ready": Ready, "progress": Progress, "partial": Partial, "result": Result, "failed": Failed,
+}
 _NAMES = {cls: name for name, cls in _TYPES.items()}
 
 
@@ -122,6 +147,10 @@ def recipe_from_plain(raw: Mapping[str, Any]) -> Recipe:
     values = dict(raw)
     sampler = dict(values["sampler"])
     sampler["command"] = tuple(sampler.get("command", ()))
+    if pipeline := sampler.get("diffusers"):
+        sampler["diffusers"] = Pipeline(**pipeline)
+    if program := sampler.get("program"):
+        sampler["program"] = Program(**{**program, "file": path(program.get("file")), "noise": tuple(program["noise"])})
     values["sampler"] = Sampler(**sampler)
     values["metrics"] = tuple(
         MetricSpec(name=m["name"], function=m["function"], mode=Mode(m["mode"]) if m.get("mode") else None)
@@ -130,7 +159,7 @@ def recipe_from_plain(raw: Mapping[str, Any]) -> Recipe:
     values["prompts"] = path(values.get("prompts"))
     values["reference"] = Reference(**{k: path(v) for k, v in values["reference"].items()})
     networks = dict(values["networks"])
-    for key in ("features_weights", "lpips_weights"):
+    for key in ("features_weights", "lpips_weights", "prc_weights", "dino_weights"):
         networks[key] = path(networks.get(key))
     values["networks"] = Networks(**networks)
     if values.get("composite"):
@@ -177,6 +206,8 @@ _READERS: dict[tuple[type, str], Any] = {
     (Result, "scores"): lambda rows: tuple(score_from_plain(r) for r in rows),
     (Result, "seconds"): float,
     (Result, "samples"): lambda value: _optional(Path, value),
+    (Result, "influence"): lambda value: _optional(Path, value),
+    (Partial, "part"): _count,
     (Result, "warnings"): lambda rows: tuple(str(r) for r in rows),
     (Progress, "stage"): str,
     (Progress, "done"): _count,

@@ -202,6 +202,13 @@ def test_incomplete_lpips_weights_are_an_error_not_a_random_trunk(tmp_path, netw
     ("inception_score", Networks(features="no-such"), ["known", "inception-v3-compat", "networks.features.module"]),
     ("inception_score", Networks(logits_layer="9999"), ["no layer '9999'", "logits_unbiased"]),
     ("inception_score", Networks(features_module="tests.parity.toy_samplers:broken_factory"), ["register"]),
+    ("precision", Networks(), ["vgg16-397923af.pth", "networks.prc.weights"]),
+    ("recall", Networks(prc="no-such"), ["known", "vgg16", "networks.prc.extractor"]),
+    ("recall", Networks(prc_layer="pool5"), ["no layer 'pool5'", "fc2_relu", "networks.prc.layer"]),
+    ("cmmd", Networks(), ["ViT-L-14-336-quickgelu", "networks.cmmd.pretrained", "HF_HUB_OFFLINE"]),
+    ("cmmd", Networks(cmmd_pretrained="/no/such/clip.pt"), ["no such file", "networks.cmmd.pretrained"]),
+    ("fd_dinov2", Networks(dino="vit_tiny_patch16_224"), ["vit_tiny_patch16_224", "networks.dino.weights"]),
+    ("fd_dinov2", Networks(dino_weights=Path("/no/such/dino.pt")), ["no such file", "networks.dino.weights"]),
 ])
 def test_missing_networks_say_where_they_belong(tmp_path, prompts, monkeypatch, metric, networks, words):
     # Nothing is downloaded: the cache is empty, and the proxy refuses.
@@ -212,7 +219,8 @@ def test_missing_networks_say_where_they_belong(tmp_path, prompts, monkeypatch, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     originals = write_images(tmp_path / "o", 12)
     error = failure(make_job(
-        tmp_path, metrics=metrics(metric), networks=networks, prompts=prompts, reference=Reference(paired=originals),
+        tmp_path, metrics=metrics(metric), networks=networks, prompts=prompts,
+        reference=Reference(images=originals, paired=originals),
     ))
     assert error.kind == "recipe"
     for word in words:

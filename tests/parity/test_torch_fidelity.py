@@ -2,17 +2,13 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch_fidelity
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from ckptwatch.evaluate.metrics.inception_score import splits_for
-from ckptwatch.evaluate.metrics.kid import mmd_error
-from ckptwatch.evaluate.metrics.statistics import frechet, statistics_of, with_root
 from ckptwatch.model import Networks, Reference, Sampler
 from tests.parity import tiny_networks
 from tests.parity.evaluation_kit import TINY, failure, make_job, metrics, run, scores, write_images
@@ -80,75 +76,6 @@ def test_inception_network_is_loaded_and_used_as_torch_fidelity_does(tmp_path):
     assert found["fid"] == pytest.approx(expected[FID], rel=1e-5)
     assert found["kid"] == pytest.approx(expected[KID], rel=1e-4)
     assert found["inception_score"] == pytest.approx(expected[ISC], rel=1e-6)
-
-
-# ---- the maths of FID ----
-
-
-def features(n, d, seed, scale=1.0, shift=0.0):
-    noise = torch.Generator().manual_seed(seed)
-    spectrum = torch.arange(1, d + 1) ** -0.5
-    return torch.randn(n, d, generator=noise) * spectrum * scale + shift * spectrum
-
-
-@pytest.mark.parametrize(("n", "m", "d"), [(500, 400, 64), (64, 64, 64), (63, 200, 64), (30, 500, 64), (2, 300, 16)])
-def test_fid_is_that_of_torch_fidelity(n, m, d):
-    a, b = features(n, d, 1, 1.3, 0.2), features(m, d, 2)
-    stats = [fid_features_to_statistics(x.double()) for x in (a, b)]
-    expected = fid_statistics_to_metric(*stats, verbose=False)[FID]
-    assert frechet(a, statistics_of(b))[0] == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize(("n", "d"), [(2, 40), (10, 40), (100, 40)])
-def test_constant_and_equal_images_have_a_fid(n, d):
-    reference = statistics_of(features(200, d, 3))
-    constant = torch.full((n, d), 0.25)
-    value, influence = frechet(constant, reference)
-    delta = reference.mu - 0.25
-    assert value == pytest.approx(float(delta @ delta + reference.sigma.trace()), rel=1e-9)
-    assert torch.isfinite(influence).all()
-    twins = features(1, d, 4).repeat(n, 1)
-    assert math.isfinite(frechet(twins, statistics_of(twins))[0])
-
-
-@pytest.mark.parametrize("n", [2, 20, 200])
-def test_fid_of_a_set_with_itself_is_zero_and_never_negative(n):
-    x = features(n, 32, 5)
-    value, _ = frechet(x, statistics_of(x))
-    assert 0 <= value < 1e-6
-
-
-def test_fid_needs_float64():
-    x = features(300, 64, 6) + 1000  # a large common mean, as float32 sums do not bear
-    y = features(300, 64, 7) + 1000
-    shifted = frechet(x, statistics_of(y))[0]
-    assert shifted == pytest.approx(frechet(x.double() - 1000, statistics_of(y.double() - 1000))[0], rel=1e-9)
-
-
-# ---- intervals ----
-
-
-def test_intervals_of_fid_cover_the_fid_at_this_n():
-    # Measured with 200 repetitions, d = 64, n = 10 … 500: coverage .95 to 1, where nominal is .95.
-    reference = with_root(torch.zeros(32).double(), torch.diag(torch.arange(1, 33).double() ** -1))
-    drawn = [frechet(features(80, 32, 100 + i, 1.2, 0.3), reference) for i in range(60)]
-    values = np.array([value for value, _ in drawn])
-    errors = np.array([float(influence.std()) / math.sqrt(80) for _, influence in drawn])
-    covered = np.abs(values - values.mean()) <= 1.96 * errors
-    assert covered.mean() > 0.88
-    assert 0.8 < errors.mean() / values.std() < 1.6  # and are not covering by being wide
-
-
-def test_error_of_kid_is_the_spread_of_fresh_samples():
-    reference = features(400, 32, 8)
-    from torch_fidelity.metric_kid import kid_features_to_metric
-
-    drawn = [features(60, 32, 300 + i, 1.2, 0.3) for i in range(40)]
-    values = np.array([
-        kid_features_to_metric(x, reference, kid_subsets=30, kid_subset_size=60, verbose=False)[KID] for x in drawn
-    ])
-    errors = np.array([mmd_error(x, reference) for x in drawn])
-    assert 0.7 < errors.mean() / values.std() < 1.6
 
 
 def test_every_score_carries_its_interval_count_and_direction(tmp_path):

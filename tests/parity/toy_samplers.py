@@ -8,9 +8,9 @@ import torch
 from tests.parity.toy_pictures import pixels
 
 
-def picture(seed: int, prompt: str, side: int = 40) -> torch.Tensor:
-    """uint8 (3, side, side) that depends on seed and prompt alone."""
-    return torch.from_numpy(pixels(seed, prompt, side)).permute(2, 0, 1).contiguous()
+def picture(seed: int, prompt: str, side: int = 40, label: int | None = None) -> torch.Tensor:
+    """uint8 (3, side, side) that depends on seed, prompt and label alone."""
+    return torch.from_numpy(pixels(seed, prompt, side, label)).permute(2, 0, 1).contiguous()
 
 
 class Toy:
@@ -29,7 +29,39 @@ class Toy:
 
     def sample(self, batch):
         self.sizes.append(len(batch))
-        return torch.stack([picture(s, p, self.side) for s, p in zip(batch.seeds, batch.prompts, strict=True)])
+        labels = batch.labels or (None,) * len(batch)
+        side = batch.image_size or self.side
+        return torch.stack([picture(s, p, side, k) for s, p, k in zip(batch.seeds, batch.prompts, labels, strict=True)])
+
+
+class Trained(Toy):
+    """A model whose images show its weights: those of `checkpoint` with weights {variant: {"w": (3,)}}."""
+
+    def load(self, checkpoint, variant):
+        super().load(checkpoint, variant)
+        self.shift = torch.load(checkpoint, weights_only=True)[variant]["w"].to(torch.uint8)[:, None, None]
+
+    def sample(self, batch):
+        return super().sample(batch) + self.shift
+
+
+class OneNoise(Trained):
+    """The commonest mistake: the noise of a batch comes from one generator, seeded by its first image."""
+
+    def sample(self, batch):
+        noise = torch.Generator().manual_seed(batch.seeds[0])
+        return torch.rand(len(batch), 3, self.side, self.side, generator=noise)
+
+
+class GoesOn(Trained):
+    """Another: random numbers go on from one batch to the next."""
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.noise = torch.Generator().manual_seed(0)
+
+    def sample(self, batch):
+        return torch.rand(len(batch), 3, self.side, self.side, generator=self.noise)
 
 
 class Misbehaving(Toy):
@@ -84,6 +116,11 @@ class Misbehaving(Toy):
         return images.numpy()
 
     def growing(self, images, batch):
+        return images[..., : 20 + batch.indices[0]]
+
+    def growing_in_halves(self, images, batch):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return images[..., : 20 + batch.indices[0]]
 
     def memory(self, images, batch):

@@ -206,3 +206,61 @@ def test_whatever_comes_in_only_finite_comparable_scores_rank_and_in_one_order(f
     random.shuffle(contenders)
     # As text: NaN differs from itself.
     assert repr(rank(contenders, rule=rule, digest=digest, composite=COMPOSITE)) == repr(ranking)
+
+
+# ---- ties, decided sample by sample ----
+
+
+def evaluated(id, **more):
+    from dataclasses import replace
+
+    return replace(contender(id, **more), evaluation_id=id)
+
+
+def test_tie_is_decided_by_the_paired_difference_not_by_overlapping_intervals():
+    field = [evaluated(1, fid=7.41, error=0.3), evaluated(2, fid=7.44, error=0.3), evaluated(3, fid=7.5, error=0.3)]
+    errors = {(2, 1): 0.05, (3, 1): 0.01}
+    ranking = rank(field, rule=MIN, digest="abc12345ff", difference_error=lambda a, b, weights: errors[a, b])
+    assert [p.reason for p in ranking.places] == [
+        "fid 7.41 (best)", "fid 7.44, 0.03 ±0.098 behind #1, tie within error", "fid 7.5, 0.09 ±0.02 behind #1"]
+
+
+def test_without_common_seeds_the_intervals_decide():
+    field = [evaluated(1, fid=7.41, error=0.3), evaluated(2, fid=7.44, error=0.3)]
+    ranking = rank(field, rule=MIN, digest="abc12345ff", difference_error=lambda *_: None)
+    assert ranking.places[1].reason == "fid 7.44, 0.03 behind #1, tie within error"
+
+
+def test_paired_difference_of_a_composite_weighs_its_terms_where_they_are_not_clipped():
+    terms = {"clip": CompositeTerm(weight=0.4, low=0, high=2), "fid": CompositeTerm(weight=-0.1, low=0, high=5)}
+    composite = Composite(terms=terms)
+    asked = []
+    field = [evaluated(1, clip=1.0, fid=3.0), evaluated(2, clip=0.9, fid=9.0)]
+    rank(field, rule=RankRule(by="composite_score", mode=Mode.MAX), digest="abc12345ff", composite=composite,
+         difference_error=lambda a, b, weights: asked.append((a, b, weights)))
+    assert asked == [(2, 1, {"clip": 0.2, "fid": 0.0})]
+
+
+# ---- measured by other means ----
+
+
+def measured(id, definition, **more):
+    from dataclasses import replace
+
+    made = contender(id, **more)
+    return replace(made, scores={n: replace(s, definition=definition) for n, s in made.scores.items()})
+
+
+def test_scores_measured_with_other_weights_are_never_ranked_together():
+    field = [measured(1, "weights aaaa", fid=1.0), measured(2, "weights bbbb", fid=9.0)]
+    field.append(measured(3, "weights bbbb", fid=8.0))
+    ranking = rank(field, rule=MIN, digest="abc12345ff")
+    assert ids(ranking) == [3, 2]  # as the newest was measured
+    assert "weights aaaa" in reasons(ranking)[1] and "weights bbbb" in reasons(ranking)[1] and "retry" in reasons(ranking)[1]
+
+
+def test_composites_of_terms_measured_with_other_weights_are_never_ranked_together():
+    composite = Composite(terms={"fid": CompositeTerm(weight=-1, low=0, high=10)})
+    field = [measured(1, "weights aaaa", fid=1.0), measured(2, "weights bbbb", fid=9.0)]
+    ranking = rank(field, rule=RankRule(by="composite_score", mode=Mode.MAX), digest="abc12345ff", composite=composite)
+    assert ids(ranking) == [2] and "weights aaaa" in reasons(ranking)[1]

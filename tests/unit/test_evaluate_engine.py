@@ -39,10 +39,10 @@ def test_scores_do_not_depend_on_batch_size_or_kind_of_sampler(tmp_path):
     assert found[2] == pytest.approx(found[0], rel=1e-5, abs=1e-8)
 
 
-def test_progress_tells_loading_sampling_scoring_to_their_ends(tmp_path):
+def test_progress_tells_loading_sampling_computing_to_their_ends(tmp_path):
     _, seen = run(make_job(tmp_path, sampler=command()))
     stages = list(dict.fromkeys(p.stage for p in seen))
-    assert stages == ["loading", "sampling", "scoring"]
+    assert stages == ["loading", "sampling", "computing"]
     for stage in stages:
         last = [p for p in seen if p.stage == stage][-1]
         assert last.done == last.total and last.job == "1#1"

@@ -1,167 +1,371 @@
-"""Reference images and statistics: checked, kept, never stale."""
+"""Reference images and statistics: read once, kept, never stale."""
 
 import os
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ckptwatch.evaluate.engine import Engine
+from ckptwatch.errors import EvaluationError
+from ckptwatch.evaluate import images as images_module
+from ckptwatch.evaluate.metrics.statistics import statistics_of
 from ckptwatch.evaluate.networks import FeatureNetwork
+from ckptwatch.evaluate.reference import ReferenceSet, prime
+from ckptwatch.evaluate.reference_cache import FeatureWriter, Tally, open_features
 from ckptwatch.model import Reference
-from tests.parity.evaluation_kit import TINY, again, failure, make_job, metrics, run, scores, write_images
+from tests.parity.evaluation_kit import TINY, write_images
 
 D = 24  # features of the tiny network
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def network():
+    return FeatureNetwork(TINY, ["24", "logits"], "cpu")
+
+
+@pytest.fixture
+def other(network, tmp_path):
+    """A network with other weights."""
+    torch.save({name: tensor * 2 for name, tensor in network._network.state_dict().items()}, tmp_path / "double.pt")
+    return FeatureNetwork(replace(TINY, features_weights=tmp_path / "double.pt"), ["24", "logits"], "cpu")
 
 
 @pytest.fixture
 def images(tmp_path):
-    return write_images(tmp_path / "reference", 30, first=9000)
+    return write_images(tmp_path / "reference", COUNT, first=9000)
 
 
-def fid_job(tmp_path, *names, **parts):
-    return make_job(tmp_path, metrics=metrics(*(names or ("fid",))), reference=Reference(**parts))
+@pytest.fixture
+def make(tmp_path, images, network):
+    """Reference sets of a new process: none of them holds anything yet."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def make(metric="fid", **changes):
+        values = {"metric": metric, "reference": Reference(images=images), "network": network, "layer": "24",
+                  "cache_dir": cache, "batch_size": 8, "report": lambda *_: None}
+        return ReferenceSet(**{**values, **changes})
+
+    return make
 
 
-def stats_file(path, mu=None, sigma=None, **more):
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(100, D))
-    np.savez(path, mu=features.mean(0) if mu is None else mu, sigma=np.cov(features.T) if sigma is None else sigma, **more)
-    return path
+@pytest.fixture
+def decoded(monkeypatch):
+    """How often each image was decoded."""
+    counts = Counter()
+    decode = images_module.decode
+    monkeypatch.setattr(images_module, "decode", lambda path: (counts.update([path.name]), decode(path))[1])
+    return counts
 
 
-# ---- statistics files ----
+def error_of(call) -> EvaluationError:
+    with pytest.raises(EvaluationError) as caught:
+        call()
+    return caught.value
 
 
-def test_stats_give_the_fid_of_the_images_they_were_made_from(tmp_path, images):
-    from_images = scores(fid_job(tmp_path, images=images))
-    (kept,) = (tmp_path / "cache").glob("reference-*.npz")
-    with np.load(kept) as stored:
-        np.savez(tmp_path / "stats.npz", mu=stored["mu"], sigma=stored["sigma"])
-    assert scores(fid_job(tmp_path, stats=tmp_path / "stats.npz"))["fid"] == pytest.approx(from_images["fid"], rel=1e-9)
+def features_directly(network, images, layer="24"):
+    files = sorted(images.iterdir(), key=lambda p: int(p.stem.split("_")[1]))
+    return torch.cat([network.extract(images_module.decode(file)[None])[layer] for file in files])
 
 
-def test_float32_stats_are_good_enough(tmp_path):
-    path = stats_file(tmp_path / "s.npz")
-    with np.load(path) as stored:
-        np.savez(tmp_path / "f32.npz", **{k: stored[k].astype(np.float32) for k in ("mu", "sigma")})
-    assert scores(fid_job(tmp_path, stats=tmp_path / "f32.npz"))["fid"] == pytest.approx(
-        scores(fid_job(tmp_path, stats=path))["fid"], rel=1e-4)
+def same(a, b) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("mu", "sigma", "root"))
 
 
-@pytest.mark.parametrize(("arrays", "words"), [
-    ({"mu": np.zeros(2048), "sigma": np.eye(2048)}, "mu has 2048 values, the network gives 24"),
-    ({"mu": np.zeros(D), "sigma": np.eye(D + 1)}, "sigma (25, 25)"),
-    ({"mu": np.zeros((1, D)), "sigma": np.eye(D)}, "mu has shape (1, 24)"),
-    ({"mu": np.full(D, np.nan), "sigma": np.eye(D)}, "NaN or Inf"),
-    ({"mu": np.zeros(D), "sigma": np.triu(np.ones((D, D)))}, "not symmetric"),
-    ({"mu": np.zeros(D), "sigma": -np.eye(D)}, "negative eigenvalue"),
-    ({"mu": np.array(["a"] * D), "sigma": np.eye(D)}, "wanted real numbers"),
-    ({"mu": np.zeros(D)}, "no sigma in it; found: mu"),
-    ({"mu": np.array([None] * D), "sigma": np.eye(D)}, "not an npz file of plain arrays"),  # would need pickle
-])
-def test_wrong_stats_say_what_is_wrong_and_what_is_needed(tmp_path, arrays, words):
-    np.savez(tmp_path / "s.npz", **arrays)
-    error = failure(fid_job(tmp_path, stats=tmp_path / "s.npz"))
-    assert error.kind == "recipe" and words in str(error) and error.path == tmp_path / "s.npz"
-    assert "mu (24,) and sigma (24, 24)" in error.hint
+# ---- what they are ----
 
 
-def test_files_that_are_no_npz_are_told(tmp_path):
-    (tmp_path / "s.npz").write_bytes(b"PK\x03\x04 not really")
-    assert "not an npz file" in str(failure(fid_job(tmp_path, stats=tmp_path / "s.npz")))
-    np.save(tmp_path / "plain.npy", np.zeros(3))
-    assert "not an npz file" in str(failure(fid_job(tmp_path, stats=tmp_path / "plain.npy")))
+def test_features_are_those_of_the_images_in_their_natural_order(make, network, images):
+    found = make("kid").features()
+    assert found.dtype == torch.float32 and found.shape == (COUNT, D)
+    assert torch.allclose(found, features_directly(network, images), atol=1e-6)
 
 
-def test_missing_stats_file(tmp_path):
-    error = failure(fid_job(tmp_path, stats=tmp_path / "gone.npz"))
-    assert error.kind == "recipe" and "no such file" in str(error) and "gone.npz" in str(error)
+def test_statistics_are_mean_and_covariance_of_the_features(make, network, images):
+    found, expected = make().statistics(), statistics_of(features_directly(network, images))
+    assert torch.allclose(found.mu, expected.mu, atol=1e-6) and torch.allclose(found.sigma, expected.sigma, atol=1e-7)
+    assert torch.allclose(found.root @ found.root.T, found.sigma)
 
 
-def test_kid_with_statistics_only_says_that_it_needs_images(tmp_path):
-    error = failure(fid_job(tmp_path, "kid", stats=stats_file(tmp_path / "s.npz")))
-    assert error.kind == "recipe" and "needs reference images" in str(error)
+def test_statistics_do_not_depend_on_how_they_came_about(make, network):
+    at_once = make().statistics()
+    other = make("kid", cache_dir=make().cache_dir.parent)
+    other.features()
+    assert same(replace(other, metric="fid").statistics(), at_once)  # from the features that were kept
+    rows = torch.rand(5000, 3, generator=torch.Generator().manual_seed(1))
+    small, large = Tally(), Tally()
+    for block in rows.split(17):
+        small.add(block)
+    large.add(rows)
+    assert torch.equal(small.moments().scatter, large.moments().scatter)
+    assert torch.allclose(small.moments().covariance, torch.cov(rows.double().T))
 
 
-def test_metric_without_any_reference(tmp_path):
-    error = failure(fid_job(tmp_path))
-    assert error.kind == "recipe" and "no reference" in str(error)
-
-
-# ---- reference images ----
-
-
-def test_vanished_empty_and_broken_references_are_errors(tmp_path, images):
-    assert "No such file" in str(failure(fid_job(tmp_path, images=tmp_path / "gone")))
-    (tmp_path / "empty").mkdir()
-    assert "found 0 images" in str(failure(fid_job(tmp_path, images=tmp_path / "empty")))
-    (images / "img_3.png").write_bytes(b"\x89PNG\r\n")
-    error = failure(fid_job(tmp_path, images=images))
-    assert error.kind == "recipe" and error.path == images / "img_3.png"
-
-
-def test_reference_images_may_have_different_sizes(tmp_path, images):
+def test_reference_images_may_have_different_sizes(make, images):
     write_images(images, 10, side=64, prefix="large")
-    assert scores(fid_job(tmp_path, images=images))["fid"] > 0
+    assert make("kid").features().shape == (COUNT + 10, D)
 
 
-def test_features_are_computed_once(tmp_path, images, monkeypatch):
+def test_a_layer_whose_length_depends_on_the_size_is_told(make, images, network, monkeypatch):
+    write_images(images, 4, side=64, prefix="large")
+    extract = network.extract
+    monkeypatch.setattr(network, "extract", lambda x: {"24": extract(x)["24"][:, :x.shape[-1] // 4]})
+    error = error_of(make().statistics)
+    assert error.kind == "recipe" and "10 values for one image and 16 for another" in str(error)
+
+
+# ---- one pass ----
+
+
+def test_all_that_several_metrics_need_comes_from_one_pass(make, decoded, network, other):
+    looks = Counter()
+    for one in (network, other):
+        one.extract = lambda x, one=one: (looks.update({id(one): len(x)}), FeatureNetwork.extract(one, x))[1]
+    try:
+        sets = [make("fid"), make("kid"), make("precision"), make("recall"), make("kid", layer="logits"),
+                make("cmmd", network=other, layer="logits")]
+        prime(sets)
+        assert set(decoded.values()) == {1} and len(decoded) == COUNT
+        assert dict(looks) == {id(network): COUNT, id(other): COUNT}
+        assert sets[1].features().shape == (COUNT, D) and sets[4].features().shape == (COUNT, 7)
+        assert torch.equal(sets[2].features(), sets[1].features())
+        assert torch.allclose(sets[0].statistics().mu, sets[1].features().double().mean(dim=0))
+        assert set(decoded.values()) == {1}
+    finally:
+        del network.extract
+
+
+def test_nothing_is_decoded_again_in_another_process(make, decoded):
+    before = make("fid"), make("kid"), make("kid", layer="logits")
+    prime(before)
+    decoded.clear()
+    after = make("fid"), make("kid"), make("kid", layer="logits")
+    prime(after)
+    assert not decoded
+    assert same(after[0].statistics(), before[0].statistics())
+    assert all(torch.equal(a.features(), b.features()) for a, b in zip(after[1:], before[1:], strict=True))
+
+
+def test_features_are_not_stored_where_only_statistics_are_asked_for(make):
+    prime([make("fid"), make("fd_dinov2")])
+    assert [p.suffix for p in make().cache_dir.glob("reference-*")] == [".npz"]
+
+
+def test_the_next_batch_is_prepared_before_this_one_is_looked_at(make, network, monkeypatch):
     seen = []
-    extract = FeatureNetwork.extract
-    monkeypatch.setattr(FeatureNetwork, "extract", lambda self, x: (seen.append(len(x)), extract(self, x))[1])
-    job, engine = fid_job(tmp_path, "fid", "kid", "inception_score", images=images), Engine("cpu")
-    first = scores(job, engine)
-    assert sum(seen) == 30 + 12  # references once for two metrics, generated images once for three
-    seen.clear()
-    assert scores(again(job), engine) == first
-    assert sum(seen) == 12
+    prepare, extract = network.prepare, network.extract
+    monkeypatch.setattr(network, "prepare", lambda x: (seen.append("prepare"), prepare(x))[1])
+    monkeypatch.setattr(network, "extract", lambda x: (seen.append("extract"), extract(x))[1])
+    make(batch_size=10).statistics()
+    assert seen == ["prepare", "prepare", "extract", "prepare", "extract", "extract"]
 
 
-def test_changed_image_changes_the_score_though_its_name_stays(tmp_path, images):
-    job = fid_job(tmp_path, images=images)
-    before = scores(job)
+def test_progress_is_told_in_images(make):
+    told = []
+    make("kid", report=lambda *progress: told.append(progress)).features()
+    assert told[0] == ("loading", 0, COUNT) and told[-1] == ("loading", COUNT, COUNT)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+
+
+def test_features_are_mapped_and_writing_to_them_changes_no_file(make):
+    made = make("kid").features()
+    for found in (made, make("kid").features()):
+        with open("/proc/self/maps") as maps:  # noqa: PTH123 - read before it changes
+            assert any("reference-" in line and ".npy" in line for line in maps)
+        found.zero_()
+    assert float(make("kid").features().abs().max()) > 0
+
+
+# ---- what is wrong with them ----
+
+
+def test_vanished_empty_and_broken_references_are_errors(make, images, tmp_path):
+    assert "No such file" in str(error_of(make(reference=Reference(images=tmp_path / "gone")).statistics))
+    (tmp_path / "empty").mkdir()
+    assert "found 0 images" in str(error_of(make(reference=Reference(images=tmp_path / "empty")).statistics))
+    (images / "img_3.png").write_bytes(b"\x89PNG\r\n")
+    error = error_of(make("kid").features)
+    assert error.kind == "recipe" and error.path == images / "img_3.png"
+    assert not [p for p in make().cache_dir.iterdir() if not p.name.startswith("contents-")]  # and leaves nothing half-made
+
+
+@pytest.mark.parametrize("metric", ["kid", "precision", "recall", "cmmd"])
+def test_a_metric_that_needs_images_says_so_and_is_named(make, tmp_path, metric):
+    error = error_of(lambda: prime([make(metric, reference=Reference(stats=tmp_path / "s.npz"))]))
+    assert error.kind == "recipe" and not error.retryable
+    assert f"compute {metric}" in str(error) and "needs reference images" in str(error) and metric in error.hint
+
+
+def test_a_metric_without_any_reference_is_named(make):
+    for metric, hint in (("fid", "reference.images or reference.stats"), ("kid", "set reference.images")):
+        error = error_of(lambda metric=metric: prime([make(metric, reference=Reference())]))
+        assert f"compute {metric}" in str(error) and "no reference" in str(error) and hint in error.hint
+
+
+def test_a_wrong_stats_file_is_told_before_any_image_is_read(make, decoded, images, tmp_path):
+    (tmp_path / "s.npz").write_bytes(b"PK\x03\x04 not really")
+    error = error_of(lambda: prime([make("kid"), make("fid", reference=Reference(images=images, stats=tmp_path / "s.npz"))]))
+    assert error.path == tmp_path / "s.npz" and not decoded
+
+
+# ---- statistics files in place of images ----
+
+
+def test_stats_give_the_statistics_of_the_images_they_were_made_from(make, tmp_path):
+    of_images = make().statistics()
+    np.savez(tmp_path / "stats.npz", mu=of_images.mu.numpy(), sigma=of_images.sigma.numpy())
+    of_file = make(reference=Reference(stats=tmp_path / "stats.npz"))
+    assert same(of_file.statistics(), of_images)
+    assert same(make(reference=Reference(stats=tmp_path / "stats.npz")).statistics(), of_images)  # with the kept root
+
+
+def test_the_root_that_was_kept_belongs_to_the_content_of_the_stats_file(make, tmp_path):
+    of_images = make().statistics()
+    for factor in (1, 4):
+        np.savez(tmp_path / "stats.npz", mu=of_images.mu.numpy(), sigma=of_images.sigma.numpy() * factor)
+        found = make(reference=Reference(stats=tmp_path / "stats.npz")).statistics()
+        assert torch.allclose(found.root @ found.root.T, of_images.sigma * factor)
+
+
+def test_with_both_statistics_come_from_the_file_and_features_from_the_images(make, images, tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.ones(D), sigma=np.eye(D))
+    both = Reference(images=images, stats=tmp_path / "stats.npz")
+    fid, kid = make("fid", reference=both), make("kid", reference=both)
+    prime([fid, kid])
+    assert fid.statistics().mu.tolist() == [1] * D and kid.features().shape == (COUNT, D)
+
+
+# ---- never stale ----
+
+
+def test_a_changed_image_changes_the_features_though_its_name_stays(make, images, tmp_path):
+    before = make("kid").features().clone()
     os.replace(write_images(tmp_path / "other", 1, first=1) / "img_0.png", images / "img_0.png")
-    assert scores(again(job)) != before
-    assert len(list((tmp_path / "cache").glob("reference-*.npz"))) == 2
+    after = make("kid").features()
+    assert not torch.equal(before[0], after[0]) and torch.equal(before[1:], after[1:])
 
 
-def test_other_weights_are_another_cache_entry(tmp_path, images):
-    job = fid_job(tmp_path, images=images)
-    before = scores(job)
-    network = FeatureNetwork(TINY, ["24"], "cpu")
-    state = network._network.state_dict()
-    torch.save({k: v * 2 for k, v in state.items()}, tmp_path / "double.pt")
-    from dataclasses import replace
-    changed = replace(job.recipe, networks=replace(TINY, features_weights=tmp_path / "double.pt"))
-    assert scores(replace(again(job), recipe=changed)) != before
+def test_the_same_images_elsewhere_are_known(make, images, decoded, tmp_path):
+    make("kid").features()
+    decoded.clear()
+    (tmp_path / "moved").mkdir()
+    for image in images.iterdir():
+        (tmp_path / "moved" / image.name).write_bytes(image.read_bytes())
+    assert make("kid", reference=Reference(images=tmp_path / "moved")).features().shape == (COUNT, D)
+    assert not decoded
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "garbage", "keys", "dtype"])
-def test_damaged_cache_is_computed_again(tmp_path, images, damage):
-    job = fid_job(tmp_path, images=images)
-    before = scores(job)
-    (kept,) = (tmp_path / "cache").glob("reference-*.npz")
+def test_other_weights_are_another_entry(make, other):
+    before = make().statistics()
+    assert not same(make(network=other).statistics(), before)
+
+
+def test_another_layer_is_another_entry(make):
+    assert make("kid").features().shape != make("kid", layer="logits").features().shape
+
+
+# ---- damaged and unwritable caches ----
+
+
+@pytest.mark.parametrize(("metric", "suffix"), [("fid", ".npz"), ("kid", ".npy")])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "garbage", "longer", "other"])
+def test_a_damaged_cache_is_made_anew(make, decoded, metric, suffix, damage):
+    def ask():
+        found = make(metric)
+        return found.statistics().mu if metric == "fid" else found.features()
+
+    before = ask().clone()
+    (kept,) = make().cache_dir.glob(f"reference-*{suffix}")
     content = kept.read_bytes()
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 0xFF
-    if damage == "keys":
-        np.savez(kept, mu=np.zeros(D))
-    elif damage == "dtype":
-        with np.load(kept) as stored:
-            np.savez(kept, **{k: stored[k].astype(np.float16) for k in stored.files})
+    if damage == "other":
+        np.savez(kept, mu=np.zeros(D)) if suffix == ".npz" else np.save(kept, np.zeros((COUNT, D), np.float32))
     else:
         kept.write_bytes({
             "truncated": content[: len(content) // 2], "flipped": bytes(flipped), "empty": b"", "garbage": b"x" * 99,
+            "longer": content + content,
         }[damage])
-    assert scores(again(job)) == before
+    decoded.clear()
+    assert torch.equal(ask(), before)
+    if (suffix, damage) != (".npz", "longer"):  # a zip file appended to another is that zip file
+        assert set(decoded.values()) == {1}  # made anew, and kept:
+        decoded.clear()
+        assert torch.equal(ask(), before)
+    assert not decoded
 
 
-def test_cache_that_cannot_be_written_only_costs_time(tmp_path, images, monkeypatch):
+def test_features_that_are_not_finite_in_a_cache_of_statistics_are_not_believed(make, decoded):
+    before = make().statistics()
+    (kept,) = make().cache_dir.glob("reference-*.npz")
+    np.savez(kept, mu=np.full(D, np.nan), sigma=np.eye(D), root=np.eye(D))
+    assert same(make().statistics(), before)
+
+
+def test_a_cache_that_cannot_be_synced_only_costs_time(make, monkeypatch, decoded):
     def full(_):
         raise OSError(28, "No space left on device")
 
+    expected = make("kid").features().clone()
+    for kept in make().cache_dir.iterdir():
+        kept.unlink()
     monkeypatch.setattr(os, "fsync", full)
-    result, _ = run(fid_job(tmp_path, images=images))
-    assert result.scores[0].value > 0
-    assert list((tmp_path / "cache").iterdir()) == []  # and leaves no half-written file
+    sets = make("fid"), make("kid")
+    prime(sets)
+    assert torch.equal(sets[1].features(), expected) and float(sets[0].statistics().mu.sum()) > 0
+    assert list(make().cache_dir.iterdir()) == []  # and leaves no half-written file
+    decoded.clear()
+    assert torch.equal(sets[1].features(), expected) and not decoded
+
+
+def test_a_cache_directory_that_is_gone_only_costs_time(make, tmp_path):
+    sets = make("fid", cache_dir=tmp_path / "gone"), make("kid", cache_dir=tmp_path / "gone")
+    prime(sets)
+    assert sets[1].features().shape == (COUNT, D) and sets[0].statistics().sigma.shape == (D, D)
+
+
+@pytest.mark.parametrize("room", [0, 100, 128, 1000, 2500])
+def test_a_disk_that_fills_up_while_features_are_written_loses_none(tmp_path, room, monkeypatch):
+    """A limit on the size of files stands in for the full disk: the kernel refuses, after a part of what was given to it."""
+    import resource
+    import signal
+
+    rows = torch.arange(24.0 * 25).reshape(25, 24)
+    writer = FeatureWriter(tmp_path / "f.npy", 25)
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        for block in rows.split(4):
+            writer.add(block)
+        found = writer.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert torch.equal(found, rows) and list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_pass_leaves_nothing(make, network, monkeypatch):
+    calls = []
+
+    def breaks(x):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return FeatureNetwork.extract(network, x)
+
+    monkeypatch.setattr(network, "extract", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        make("kid").features()
+    assert not list(make().cache_dir.glob("*reference-*"))
+
+
+def test_features_of_another_number_of_images_are_not_opened(tmp_path):
+    writer = FeatureWriter(tmp_path / "f.npy", 3)
+    writer.add(torch.ones(3, 2))
+    assert torch.equal(writer.finish(), torch.ones(3, 2))
+    assert open_features(tmp_path / "f.npy", 4) is None
+    assert np.load(tmp_path / "f.npy").tolist() == [[1, 1]] * 3  # any program can read it

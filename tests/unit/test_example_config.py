@@ -91,6 +91,7 @@ def test_the_default_of_every_key_is_told_and_true(key: str) -> None:
     elif isinstance(default, float) and not re.fullmatch(r"[\d.]+", told):
         assert parse_duration(told) == default
     else:
+        default = list(default) if isinstance(default, tuple) else default
         assert yaml.safe_load(told) == default, f"{key} is {default!r} by default, the example says {told!r}"
 
 
@@ -102,7 +103,8 @@ def _told(line: int) -> str | None:
     for text in (LINES[line], "\n".join(LINES[above:line])):
         if match := re.search(r"#.*?\bdefault: ([^;\n]+)", text):
             word = match[1].strip()
-            return "none" if word.startswith("none") else word.split(", ")[0]
+            in_brackets = re.match(r"\[[^\]]*\]", word)
+            return "none" if word.startswith("none") else in_brackets[0] if in_brackets else word.split(", ")[0]
         if re.search(r"#.*\brequired$", text, re.MULTILINE):
             return "required"
     return None

@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,28 @@ from ckptwatch.model import (
     MetricSpec,
     Mode,
     Networks,
+    Pipeline,
+    Program,
     Recipe,
     Reference,
     Sampler,
     Score,
+    evolve,
     to_plain,
 )
-from ckptwatch.workers.wire import Failed, Job, Progress, Ready, Result, WireError, decode, encode, recipe_from_plain
+from ckptwatch.workers.parts import merge_of, parts_of
+from ckptwatch.workers.wire import (
+    Failed,
+    Job,
+    Partial,
+    Progress,
+    Ready,
+    Result,
+    WireError,
+    decode,
+    encode,
+    recipe_from_plain,
+)
 
 RECIPE = Recipe(
     name="r", sampler=Sampler(command=("gen", "{checkpoint}"), timeout=5.0),
@@ -35,7 +51,12 @@ JOB = Job(job="3#1", checkpoint=Path("/runs/größe/1.pt"), format="torch-zip", 
 DOCUMENTS = [
     JOB, Ready(device="cuda:0", pid=5), Progress(job="3#1", stage="sampling", done=1, total=2),
     Result(job="3#1", scores=(Score(metric="fid", value=7.5, low=7.0, high=8.0, n=50, mode=Mode.MIN, definition="d"),
-                              Score(metric="x", value=1.0)), seconds=2.5, samples=Path("/w/s"), warnings=("careful",)),
+                              Score(metric="x", value=1.0)), seconds=2.5, samples=Path("/w/s"), influence=Path("/w/i"),
+           warnings=("careful",)),
+    Partial(job="3#1", part=1),
+    evolve(JOB, part=1, parts=3), evolve(JOB, parts=3, merge=True),
+    evolve(JOB, recipe=evolve(RECIPE, sampler=Sampler(diffusers=Pipeline(base="/b", component="unet")), num_classes=10)),
+    evolve(JOB, recipe=evolve(RECIPE, sampler=Sampler(program=Program(file=Path("/p.pt2"), noise=(3, 8, 8), low=0.0)))),
     Failed(job="3#1", failure=Failure(kind=FailureKind.NOT_FINITE, message="NaN", hint="h", retryable=False)),
 ]
 
@@ -93,3 +114,20 @@ def test_no_odd_value_raises_anything_else(value, key, document):
     raw = {**json.loads(encode(document)), key: value}
     with suppress(WireError):
         decode(json.dumps(raw).encode())
+
+
+# ---- parts ----
+
+
+@pytest.mark.parametrize(("samples", "batch_size", "workers", "free"), [
+    (100, 8, 3, 3), (100, 8, 3, 2), (7, 8, 4, 4), (50, 5, 9, 4),
+])
+def test_parts_cover_every_sample_once_and_cut_no_batch(samples, batch_size, workers, free):
+    job = evolve(JOB, recipe=evolve(RECIPE, samples=samples, batch_size=batch_size, workers=workers))
+    parts = parts_of(job, free)
+    assert 1 <= len(parts) <= min(workers, free)
+    spans = [part.span for part in parts]
+    assert spans[0][0] == 0 and spans[-1][1] == samples
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
+    assert all(begin % batch_size == 0 and begin < end for begin, end in spans)
+    assert merge_of(parts[-1]).merge and merge_of(parts[-1]).parts == len(parts)

@@ -1,13 +1,13 @@
-"""The seam between generated images and a metric."""
+"""The seam between what was measured of images and a metric."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
 
+from ckptwatch.core.metrics import METRICS
+from ckptwatch.evaluate.ledger import Ledger
 from ckptwatch.model import Score
 
 Z95 = 1.959963984540054  # normal quantile of a two-sided 95 % interval
@@ -15,50 +15,41 @@ FEWEST_FOR_INTERVAL = 10  # below it a variance estimate says nothing
 
 
 @dataclass(frozen=True)
-class Observation:
-    """One batch of generated images and what the networks see in it; each network runs at most once per batch."""
+class Measured:
+    """A score, and what each sample contributes to it.
 
-    start: int                # index of the first image
-    images: Tensor            # uint8 (n, 3, H, W), CPU
-    prompts: tuple[str, ...]  # n
-    look: Callable[[Tensor], dict[str, Tensor]]        # feature network
-    compare: Callable[[int, Tensor], Tensor]           # CLIP cosines with the prompts from `start` on
-    find_originals: Callable[[int, Tensor], Tensor]    # paired originals, resized to the images
-    distance: Callable[[Tensor, Tensor], Tensor]       # LPIPS
+    `influence` is float64 (n,) in index order: the influence function at each sample, up to a constant. Its standard
+    deviation over √n is the error of the value; that of the difference of two checkpoints' influences, sample by sample,
+    is the error of their difference, which is smaller where both were sampled from the same seeds.
+    """
 
-    @cached_property
-    def features(self) -> dict[str, Tensor]:
-        """float32 (n, d) by layer."""
-        return self.look(self.images)
-
-    @cached_property
-    def similarities(self) -> Tensor:
-        """Cosine of each image with its prompt, float64 (n,), −1 to 1."""
-        return self.compare(self.start, self.images)
-
-    @cached_property
-    def originals(self) -> Tensor:
-        """uint8 (n, 3, H, W)."""
-        return self.find_originals(self.start, self.images)
-
-    @cached_property
-    def distances(self) -> Tensor:
-        """LPIPS to the originals, float64 (n,), 0 and up."""
-        return self.distance(self.images, self.originals)
+    score: Score
+    influence: Tensor | None = None
 
 
 class Metric(Protocol):
-    """Accumulates over the batches of one checkpoint; made anew for each. Raises EvaluationError (METRIC)."""
+    """Computes from the rows of one checkpoint. Raises EvaluationError (METRIC)."""
 
-    def update(self, batch: Observation) -> None: ...
-
-    def compute(self) -> tuple[Score, ...]: ...
+    def compute(self, ledger: Ledger) -> tuple[Measured, ...]: ...
 
 
-def mean_interval(values: Tensor) -> tuple[float, float | None, float | None]:
-    """Mean of float64 (n,) and its 95 % interval, mean ± 1.96·sd/√n; None where n is too small to know."""
-    mean = float(values.mean())
-    return (mean, *interval(mean, standard_error(values)))
+def built_in(
+    name: str, value: float, bounds: tuple[float | None, float | None], n: int, definition: str,
+    influence: Tensor | None = None,
+) -> tuple[Measured, ...]:
+    """The one score of a built-in metric."""
+    low, high = bounds
+    score = Score(metric=name, value=value, low=low, high=high, n=n, mode=METRICS[name].mode, definition=definition)
+    return (Measured(score, influence),)
+
+
+def mean_of(
+    name: str, values: Tensor, definition: str, *, lowest: float = -math.inf, highest: float = math.inf,
+) -> tuple[Measured, ...]:
+    """A metric that is a mean over samples, float64 (n,), with its interval mean ± 1.96·sd/√n."""
+    value = float(values.mean())
+    bounds = interval(value, standard_error(values), lowest=lowest, highest=highest)
+    return built_in(name, value, bounds, len(values), definition, values - value)
 
 
 def standard_error(values: Tensor) -> float | None:

@@ -11,8 +11,10 @@ from torch import Tensor
 from ckptwatch.core.metrics import METRICS
 from ckptwatch.errors import EvaluationError
 from ckptwatch.evaluate.failures import describe, is_out_of_memory, metric_error, recipe_error
+from ckptwatch.evaluate.ledger import Ledger
 from ckptwatch.evaluate.loading import load_function
-from ckptwatch.evaluate.metrics.base import Observation
+from ckptwatch.evaluate.metrics.base import Measured
+from ckptwatch.evaluate.samplers.base import Batch
 from ckptwatch.model import MetricSpec, Score
 
 GROUP = "ckptwatch.metrics"  # entry points: metric name → function
@@ -38,27 +40,22 @@ class GeneratedImages:
 
 
 class Spool:
-    """Keeps the images on disk for custom metrics, shared by all of them: they never fit into memory at once."""
+    """Keeps the images on disk for custom metrics, shared by all of them: they never fit into memory at once.
 
-    def __init__(self, directory: Path) -> None:
+    The parts of a shared evaluation write into one directory; files are named after the first image in them.
+    """
+
+    def __init__(self, directory: Path, prompts: tuple[str, ...]) -> None:
         self._directory = directory
-        self._files: list[Path] = []
-        self._prompts: list[str] = []
-        self._seen = 0
+        self._prompts = prompts
 
-    def add(self, batch: Observation) -> None:
-        """Writes a batch, once however many metrics hand it over."""
-        if batch.start < self._seen:
-            return
+    def add(self, batch: Batch) -> None:
+        """Writes a batch. Raises OSError."""
         self._directory.mkdir(exist_ok=True)
-        file = self._directory / f"{batch.start:09d}.pt"
-        torch.save(batch.images.clone(), file)
-        self._files.append(file)
-        self._prompts.extend(batch.prompts)
-        self._seen = batch.start + len(batch.images)
+        torch.save(batch.images.clone(), self._directory / f"{batch.start:09d}.pt")
 
     def images(self) -> GeneratedImages:
-        return GeneratedImages(list(self._files), tuple(self._prompts))
+        return GeneratedImages(sorted(self._directory.glob("*.pt")), self._prompts)
 
 
 class Custom:
@@ -70,10 +67,7 @@ class Custom:
         self._function = function
         self._spool = spool
 
-    def update(self, batch: Observation) -> None:
-        self._spool.add(batch)
-
-    def compute(self) -> tuple[Score, ...]:
+    def compute(self, _ledger: Ledger) -> tuple[Measured, ...]:
         images = self._spool.images()
         try:
             result = self._function(images)
@@ -89,7 +83,7 @@ class Custom:
         named = result if isinstance(result, Mapping) else {self.name: result}
         if not named:
             raise metric_error("compute metric", "its function returned an empty mapping", path=self.name)
-        return tuple(self._score(str(name), value, images.count) for name, value in named.items())
+        return tuple(Measured(self._score(str(name), value, images.count)) for name, value in named.items())
 
     def _score(self, name: str, value: Any, count: int) -> Score:
         try:

@@ -1,40 +1,32 @@
-"""Fréchet Inception Distance. The maths is in `statistics`."""
+"""Fréchet distance between features of generated and reference images. The maths is in `statistics`."""
 
-import torch
-from torch import Tensor
-
-from ckptwatch.core.metrics import METRICS
 from ckptwatch.evaluate.failures import recipe_error
-from ckptwatch.evaluate.metrics.base import Observation, interval, standard_error
+from ckptwatch.evaluate.ledger import Ledger
+from ckptwatch.evaluate.metrics.base import Measured, built_in, interval, standard_error
 from ckptwatch.evaluate.metrics.statistics import Statistics, frechet
-from ckptwatch.model import Score
 
 
-class Fid:
-    """Keeps features (n, d) as float32. The interval is about "FID at this n" only: the bias at small n is not in it."""
+class FrechetDistance:
+    """FID in Inception's features, FD-DINOv2 in DINOv2's (Stein et al. 2023, arXiv 2306.04675).
 
-    name = "fid"
+    The interval is about the distance at this n only: the bias at small n is not in it.
+    """
 
-    def __init__(self, layer: str, reference: Statistics, extractor: str) -> None:
-        self._layer = layer
+    def __init__(self, name: str, key: str, reference: Statistics, network: str) -> None:
+        self._name = name
+        self._key = key
         self._reference = reference
-        self._extractor = extractor
-        self._features: list[Tensor] = []
+        self._network = network
 
-    def update(self, batch: Observation) -> None:
-        self._features.append(batch.features[self._layer])
-
-    def compute(self) -> tuple[Score, ...]:
-        features = torch.cat(self._features)
-        if features.shape[1] != len(self._reference.mu):
+    def compute(self, ledger: Ledger) -> tuple[Measured, ...]:
+        rows = ledger.rows(self._key)
+        if rows.width != len(self._reference.mu):
             raise recipe_error(
-                "compute FID", f"the reference has {len(self._reference.mu)} values, the network gives {features.shape[1]}",
-                path=f"{self._extractor}/{self._layer}", hint="reference.stats must come from the same network and layer",
-                retryable=False,
+                f"compute {self._name}",
+                f"the reference has {len(self._reference.mu)} values, the network gives {rows.width}",
+                path=self._key, hint="reference.stats must come from the same network and layer", retryable=False,
             )
-        value, influence = frechet(features, self._reference)
-        low, high = interval(value, standard_error(influence), lowest=0.0)
-        return (Score(
-            metric=self.name, value=value, low=low, high=high, n=len(features), mode=METRICS[self.name].mode,
-            definition=f"Fréchet distance of {self._extractor}/{self._layer}; interval of FID at this n",
-        ),)
+        value, influence = frechet(rows, self._reference, ledger.moments(self._key))
+        bounds = interval(value, standard_error(influence), lowest=0.0)
+        definition = f"Fréchet distance of {self._network}; interval of the distance at this n"
+        return built_in(self._name, value, bounds, len(rows), definition, influence)
