@@ -2,11 +2,13 @@
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from ckptwatch.core.metrics import COMPOSITE, METRICS, MetricInfo
+from ckptwatch.core.placeholders import COMMAND, IMAGES, NEEDS, examine_pattern
 from ckptwatch.model import Mode
 from ckptwatch.schema import Config, MetricSection, RecipeSection, RunSection
 
@@ -56,6 +58,21 @@ def _recipe_contradictions(recipe: RecipeSection) -> Iterator[tuple[Place, str]]
             yield ("composite", term), f"the recipe has no metric `{term}`; it yields {', '.join(names)}"
     if recipe.composite is not None and not recipe.composite:
         yield ("composite",), "a composite needs at least one term"
+    yield from _placeholders(recipe)
+
+
+def _placeholders(recipe: RecipeSection) -> Iterator[tuple[Place, str]]:
+    sampler = recipe.sampler
+    patterns: list[tuple[Place, str, Mapping[str, Any]]] = [
+        (("sampler", "command", i), word, COMMAND) for i, word in enumerate(sampler.command or ())]
+    patterns += [(("sampler", "images"), sampler.images, IMAGES)] if sampler.images else []
+    for place, pattern, values in patterns:
+        problem, asked = examine_pattern(pattern, values)
+        if problem:
+            yield place, problem
+        for name in asked:
+            if name in NEEDS and getattr(recipe, NEEDS[name]) is None:
+                yield place, f"{{{name}}} has no value: set {NEEDS[name]} of the recipe"
 
 
 def _own_metric(metric: MetricSection) -> Iterator[str]:
@@ -77,7 +94,6 @@ def _unmet_needs(info: MetricInfo, recipe: RecipeSection) -> Iterator[str]:
 
 
 def _installed_metrics() -> set[str]:
-
     return {point.name for point in entry_points(group=METRICS_GROUP)}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptwatch.errors import EvaluationError
-from ckptwatch.model import FailureKind, Recipe
+from ckptwatch.model import Facts, FailureKind, Recipe
 from ckptwatch.settings import Settings
 from ckptwatch.workers.devices import resolve
 from ckptwatch.workers.parts import merge_of, parts_of
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 def evaluate_now(
     settings: Settings, checkpoint: Path, recipe: Recipe, *, variant: str, device: str | None, keep: Path | None,
-    screen: "Console",
+    screen: "Console", run: str = "", facts: Facts | None = None,
 ) -> Result:
     """The result of one attempt; with `keep`, generated samples are copied there.
+
+    `run` is the name of the checkpoint's run, by default that of its directory; `facts` are what is known of it.
 
     Raises EvaluationError with the worker's words, and the end of its log, if it fails.
     """
@@ -41,8 +43,10 @@ def evaluate_now(
         log = Path(scratch) / "eval.log"
         pool = Pool(devices=devices, report=reports.put, log_dir=Path(scratch), directory=settings.directory,
                     threads=settings.workers.threads)
-        job = Job(job="0#1", checkpoint=checkpoint, format="", run=checkpoint.parent.name, step=None, epoch=None,
-                  variant=variant, recipe=recipe, work_dir=work, cache_dir=cache, log=log,
+        job = Job(job="0#1", checkpoint=checkpoint, format=facts.format if facts else "",
+                  run=run or checkpoint.parent.name, step=facts.step if facts else None,
+                  epoch=facts.epoch if facts else None, variant=variant, recipe=recipe, work_dir=work, cache_dir=cache,
+                  log=log,
                   trusted=any(r.trusted and checkpoint.is_relative_to(r.root.resolve()) for r in settings.roots))
         try:
             for worker, part in zip(pool.workers, parts_of(job, len(pool.workers)), strict=False):

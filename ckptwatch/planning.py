@@ -108,9 +108,12 @@ def _assess(
     best = ranking.best if ranking else None
     by_id = {c.id: c for c in living}
     last = max((c for c in whole if c.role not in (Role.LAST, Role.BEST)), key=lambda c: (*c.order, c.id), default=None)
+    # A link to the trainer's own rolling copy would be gone, or mean something else, when that is overwritten.
+    lasting = next((p for p in ranking.places if by_id[p.contender.checkpoint_id].role not in _COPIES), best) \
+        if ranking else None
     aliases = plan_aliases(
-        directory=_alias_dir(run, rule), rule=rule.aliases, best=best,
-        best_checkpoint=by_id[best.contender.checkpoint_id] if best else None, last=last)
+        directory=_alias_dir(run, rule), rule=rule.aliases, best=lasting,
+        best_checkpoint=by_id[lasting.contender.checkpoint_id] if lasting else None, last=last)
     left_out = {c.id for c in living if c.id in skipped and rule.evaluate is not None
                 and knows_its_place(rule=rule.evaluate, step=c.step, epoch=c.epoch)}
     facts = _facts(run, living, ranking, done, digest, wanted, left_out, aliases)

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from ckptwatch.model import Recipe, to_plain
 # Raised when the evaluation itself changes so that numbers of before and after do not compare.
 EVALUATION_VERSION = 2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_FIDELITY = ("torch", "torchvision", "torch-fidelity")
+_FIDELITY = ("torch", "torchvision", "torch-fidelity", "pillow")  # pillow decodes the images
 _LIBRARIES = {
     "fid": _FIDELITY, "inception_score": _FIDELITY, "kid": _FIDELITY, "precision": _FIDELITY, "recall": _FIDELITY,
-    "clip_score": ("torch", "open_clip_torch"),
-    "cmmd": ("torch", "open_clip_torch"),
-    "fd_dinov2": ("torch", "timm"),
-    "lpips": ("torch", "lpips"),
+    "clip_score": ("torch", "torchvision", "open_clip_torch", "pillow"),
+    "cmmd": ("torch", "torchvision", "open_clip_torch", "pillow"),
+    "fd_dinov2": ("torch", "timm", "pillow"),
+    "lpips": ("torch", "torchvision", "lpips", "pillow"),
 }
 _SAMPLER_LIBRARIES = {"diffusers": ("torch", "diffusers"), "program": ("torch",)}
 
@@ -161,6 +161,7 @@ def inspect_recipe(recipe: Recipe, contents: ContentDigests) -> tuple[str, list[
         "networks": networks,
         "metrics": to_plain(recipe.metrics),
         "libraries": {name: _version(name) for name in libraries},
+        "plugins": [_plugin_version(m.name) for m in recipe.metrics if not m.function and m.name not in _LIBRARIES],
     }
     contents.save()
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(), problems
@@ -181,7 +182,7 @@ def input_stamp(recipe: Recipe) -> tuple[Any, ...]:
     if recipe.sampler.program is not None:
         paths.append(recipe.sampler.program.file)
     if (base := _local_base(recipe)) is not None:
-        paths += [base, base / "model_index.json"]
+        paths += [base, *sorted(base.rglob("*"))]
     return tuple(_stamp(p) for p in paths if p is not None)
 
 
@@ -189,8 +190,8 @@ def _networks_used(recipe: Recipe) -> dict[str, Any]:
     """The networks that the recipe's metrics rest on, and how they are run."""
     names = {m.name for m in recipe.metrics if not m.function}
     used = {prefix for prefix, metrics in _USED_BY.items() if names & set(metrics)}
-    return {key: value for key, value in to_plain(recipe.networks).items()
-            if key == "precision" or key.partition("_")[0] in used}
+    also = {"precision"} | ({"features_module"} if "prc" in used else set())  # it may register what `prc` names
+    return {key: value for key, value in to_plain(recipe.networks).items() if key in also or key.partition("_")[0] in used}
 
 
 def _local_base(recipe: Recipe) -> Path | None:
@@ -217,6 +218,12 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return (info.st_ino, info.st_size, info.st_mtime_ns)
+
+
+def _plugin_version(metric: str) -> list[str]:
+    """The packages that offer a metric of this name, with their versions."""
+    points = entry_points(group="ckptwatch.metrics", name=metric)
+    return sorted(f"{p.value} {p.dist.name} {p.dist.version}" if p.dist else p.value for p in points)
 
 
 def _version(distribution: str) -> str:

@@ -13,9 +13,10 @@ def check_config(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration file to check.")],
     json: JsonOption = False, ascii_only: AsciiOption = False,
 ) -> None:
-    """Check a configuration: all problems with their lines, missing files, and the metrics each recipe can yield."""
+    """Check a configuration: all problems with their lines, what is missing on this machine, each recipe's metrics."""
     from ckptwatch.config import load_config, yields
     from ckptwatch.errors import ConfigError
+    from ckptwatch.preflight import lacking_here
     from ckptwatch.recipes import ContentDigests, inspect_recipe
 
     try:
@@ -29,7 +30,7 @@ def check_config(
     recipes = {}
     for name, recipe in settings.recipes.items():
         _, missing = inspect_recipe(recipe, ContentDigests(settings.state_dir / "cache" / "contents.json"))
-        problems += [f"recipes.{name}: {m}" for m in missing]
+        problems += [f"recipes.{name}: {m}" for m in (*missing, *lacking_here(recipe, settings.directory))]
         recipes[name] = list(yields(recipe))
     if json:
         emit_json({"version": 1, "ok": not problems, "problems": problems, "recipes": recipes})

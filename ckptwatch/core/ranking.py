@@ -162,7 +162,11 @@ def _places(
         best, best_score = scored[0]
         error = None
         if 1 < i <= PAIRED_PLACES and None not in (contender.evaluation_id, best.evaluation_id):
-            weights = slopes(contender.scores, composite) if rule.by == COMPOSITE and composite else {rule.by: 1.0}
+            weights = {rule.by: 1.0}
+            if rule.by == COMPOSITE and composite:
+                ours, theirs = slopes(contender.scores, composite), slopes(best.scores, composite)
+                # A term that is clipped for one of them only moves the difference by at most its slope.
+                weights = {name: ours[name] or theirs[name] for name in ours} if ours and theirs else {}
             error = difference_error(contender.evaluation_id, best.evaluation_id, weights)  # type: ignore[arg-type]
         places.append(Place(rank=i, contender=contender, score=score, reason=_reason(i, score, best_score, rule, error)))
     return tuple(places)

@@ -1,5 +1,6 @@
 """What goes wrong in an evaluation, as errors with a kind, and as the `Failure` that is sent to the daemon."""
 
+import errno
 from functools import partial
 
 from ckptwatch.errors import EvaluationError
@@ -15,6 +16,9 @@ metric_error = partial(EvaluationError, kind=FailureKind.METRIC)
 # What CUDA, its driver, the CPU allocator and mmap say when there is no memory left.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "OutOfMemoryError",
                  "ALLOC_FAILED")
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def says_out_of_memory(text: str) -> bool:
@@ -54,6 +58,12 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(
             kind=FailureKind.OUT_OF_MEMORY, message=f"out of memory: {_first_line(error)}",
             hint="lower the recipe's batch_size or samples, or give the worker a device with more free memory",
+        )
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return Failure(
+            kind=FailureKind.INTERNAL, message=f"no space left on the device: {error.filename or error.strerror}",
+            hint="images and features of an evaluation lie in the state directory while it runs: free space there, or move "
+                 "`state_dir`",
         )
     if isinstance(error, EvaluationError):
         return Failure(kind=FailureKind.INTERNAL, message=_without_hint(error), hint=error.hint)

@@ -124,16 +124,21 @@ class Ledger:
             "networks": dict(self.networks),
         }
         (self._directory / MANIFEST).write_text(json.dumps(document))
+        for writer in self._open.values():
+            writer.close()
 
     @classmethod
     def merged(cls, directories: Sequence[Path]) -> "Ledger":
         """Of finished parts, in the order of their samples. Raises EvaluationError if they do not fit together."""
         whole = cls()
         parts = [_Part.read(directory) for directory in directories]
-        if len({part.pairing for part in parts}) > 1:
+        # A part that read no originals, for comparison pictures of the first samples only, has no pairing.
+        pairings = {part.pairing for part in parts} - {""}
+        if len(pairings) > 1:
             raise metric_error(
                 "merge parts of an evaluation", "one paired images with originals by name, another by order",
-                hint="name every generated image like its original, or none", retryable=False,
+                hint="name every generated image like its original, or none; or set the recipe's `workers` to 1, "
+                     "which pairs all by order", retryable=False,
             )
         if any(part.networks != parts[0].networks for part in parts):
             raise metric_error(
@@ -141,7 +146,7 @@ class Ledger:
                 "networks ran in other precisions, or had other weights, in one part than in another",
                 hint="parts need like devices: look at networks.precision and at the weights of each machine",
             )
-        whole.pairing, whole.networks = parts[0].pairing, parts[0].networks
+        whole.pairing, whole.networks = next(iter(pairings), ""), parts[0].networks
         whole.warnings = tuple(dict.fromkeys(w for part in parts for w in part.warnings))
         for key in parts[0].keys:
             whole._segments[key] = tuple(part.keys[key] for part in parts)
@@ -176,8 +181,12 @@ class _Writer:
         self._file.write(np.ascontiguousarray(rows.numpy(), dtype=_DTYPES[self._dtype]).data)
         self._count += len(rows)
 
+    def close(self) -> None:
+        self._file.close()
+
     def segment(self) -> Segment:
-        self._file.flush()
+        if not self._file.closed:
+            self._file.flush()
         return Segment(file=self._path, count=self._count, width=self._width, dtype=self._dtype)
 
 

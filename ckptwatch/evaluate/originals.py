@@ -11,6 +11,7 @@ from torch import Tensor
 from ckptwatch.errors import EvaluationError
 from ckptwatch.evaluate.failures import recipe_error
 from ckptwatch.evaluate.images import decode, encode, list_images, size_text
+from ckptwatch.evaluate.reference_cache import contents_digest
 from ckptwatch.evaluate.samplers.base import Batch, OrderChangedError, Warn
 from ckptwatch.model import Reference
 
@@ -72,6 +73,13 @@ class Originals:
         except OSError as error:
             raise self._problem(error.strerror or str(error), Path(error.filename)) from error
         return tuple((str(file), s.st_size, s.st_mtime_ns, s.st_ino) for file, s in facts)
+
+    def identity(self, cache_dir: Path) -> str:
+        """Which originals these are, by content, in words for the definition of a score. Raises as `for_batch` does."""
+        try:
+            return f"originals {contents_digest(self._files, cache_dir)[:8]}"
+        except OSError as error:
+            raise self._problem(error.strerror or str(error), self._directory) from error
 
     def _find(self) -> list[Path]:
         if self._directory is None:

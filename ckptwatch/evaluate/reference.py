@@ -32,7 +32,7 @@ from ckptwatch.model import Reference
 
 LAYOUT = "2"  # of the cache files and of how images are read; raise it when either changes
 BY_STATISTICS = frozenset({"fid", "fd_dinov2"})  # metrics to which mean and covariance are enough
-STATISTICS, FEATURES = "statistics", "features"
+STATISTICS, FEATURES, CONTENT = "statistics", "features", "content"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,14 @@ class ReferenceSet:
         if FEATURES not in self._held:
             _fill([(self, FEATURES)])
         return self._held[FEATURES]
+
+    @property
+    def identity(self) -> str:
+        """Which reference it is, in words for the definition of a score. After `prime`, `statistics` or `features`.
+
+        The daemon's digest of a recipe notices an image that was overwritten in place only at its next start; this at once.
+        """
+        return f"reference {self._held[CONTENT][:8]}"
 
     @property
     def operation(self) -> str:
@@ -104,7 +112,7 @@ def _fill(wanted: Sequence[tuple[ReferenceSet, str]]) -> None:
     of_images: dict[Path, list[tuple[ReferenceSet, str]]] = {}
     for s, kind in wanted:
         if kind == STATISTICS and s.reference.stats is not None:
-            s._held[STATISTICS] = _of_stats_file(s, s.reference.stats)
+            s._held[STATISTICS], s._held[CONTENT] = _of_stats_file(s, s.reference.stats)
         else:
             of_images.setdefault(_directory(s), []).append((s, kind))
     for directory, group in of_images.items():
@@ -123,16 +131,16 @@ def _directory(s: ReferenceSet) -> Path:
     raise recipe_error(s.operation, "the recipe has no reference", hint=f"set reference.images{stats}", retryable=False)
 
 
-def _of_stats_file(s: ReferenceSet, path: Path) -> Statistics:
+def _of_stats_file(s: ReferenceSet, path: Path) -> tuple[Statistics, str]:
     mu, sigma = read_stats(path, network=s.network.name, layer=s.layer, dimension=s.network.dimension(s.layer))
     content = hashlib.sha256(mu.numpy().tobytes() + sigma.numpy().tobytes()).hexdigest()
     cache = s.cache_dir / f"statistics-{digest_of([LAYOUT, content])[:32]}.npz"
     stored = load_arrays(cache, {"root": 2})
     if stored is not None and stored["root"].shape == sigma.shape:
-        return Statistics(mu=mu, sigma=sigma, root=stored["root"])
+        return Statistics(mu=mu, sigma=sigma, root=stored["root"]), content
     made = with_root(mu, sigma)
     store_arrays(cache, {"root": made.root})
-    return made
+    return made, content
 
 
 def _fill_from_images(directory: Path, wanted: Sequence[tuple[ReferenceSet, str]]) -> None:
@@ -153,7 +161,7 @@ def _fill_from_images(directory: Path, wanted: Sequence[tuple[ReferenceSet, str]
     if lacking:
         _look(lacking, files, first)
     for (s, kind), key in zip(wanted, keys, strict=True):
-        s._held[kind] = views[key].found[kind]
+        s._held[kind], s._held[CONTENT] = views[key].found[kind], content
 
 
 def _look(views: Sequence["_View"], files: Sequence[Path], first: ReferenceSet) -> None:

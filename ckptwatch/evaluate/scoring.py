@@ -57,7 +57,8 @@ class Scoring:
         if scores:
             references = self._references(cache_dir)
             prime(tuple(references.values()))
-            self._metrics = create_metrics(recipe, self._panel, references, self._spool)
+            originals = self.originals.identity(cache_dir) if self.originals and self._panel.lpips else ""
+            self._metrics = create_metrics(recipe, self._panel, references, originals, self._spool)
 
     def prepare(self, batch: Batch) -> Glance:
         """Begins what can be done for a batch while the one before it is looked at."""
@@ -68,7 +69,7 @@ class Scoring:
         """Every network looks at a batch once. Raises EvaluationError, OrderChangedError."""
         for view, prepared in zip(self._views, glance.prepared, strict=True):
             ledger.append(view.look(glance.sight, prepared))
-        if self.originals is not None:
+        if self.originals is not None and self._panel.lpips is not None:  # without it only pictures show originals
             ledger.pairing = self.originals.pairing
 
     @property

@@ -22,7 +22,7 @@ from ckptwatch.formats.zip_directory import read_directory
 
 LARGEST = 8192      # features; a covariance of more takes more than 512 MiB
 ASYMMETRY = 1e-5    # of sigma, relative to its largest entry: what float32 storage leaves
-NEGATIVE = 1e-3     # smallest eigenvalue over largest: below this it is no covariance
+NEGATIVE = 1e-5     # smallest eigenvalue over largest: float32 storage leaves 3e-6 at d = 2048; more is no covariance
 BELOW_ZERO = 1e-6   # of mu, relative to its largest entry: below minus this it is no mean of numbers from 0 up
 LONGEST_NAME = 4096  # bytes of an array that may name a network
 NAMING = ("network", "extractor", "feature_extractor", "model")  # entries by which files say what network they are of
@@ -170,8 +170,8 @@ def _chosen(
     mu, sigma = entries["mu"], entries["sigma"]
     if not (isinstance(mu, Stored) and isinstance(sigma, Stored)):
         raise ValueError("its mu and sigma are no arrays")
-    if mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
-        raise ValueError(f"mu is {mu.dtype}, sigma is {sigma.dtype}, wanted real numbers")
+    if any(a.dtype.kind != "f" or a.dtype.itemsize not in (4, 8) for a in (mu, sigma)):
+        raise ValueError(f"mu is {mu.dtype}, sigma is {sigma.dtype}, wanted real numbers, float32 or float64")
     if len(mu.shape) != 1 or sigma.shape != (*mu.shape, *mu.shape) or mu.shape[0] < 1:
         raise ValueError(f"mu has shape {mu.shape}, sigma {sigma.shape}")
     if dimension is not None and mu.shape[0] != dimension:
@@ -215,8 +215,9 @@ def _flaw(mu: np.ndarray, sigma: np.ndarray, place: tuple[str, str]) -> str:
     lowest = float(mu.min())
     if place in NON_NEGATIVE and lowest < -BELOW_ZERO * float(np.abs(mu).max()):
         return f"its mean goes down to {lowest:.3g}, while {'/'.join(place)} is never negative: it is of another network"
-    smallest = float(torch.linalg.eigvalsh(torch.from_numpy(sigma))[0])
-    return f"sigma has the negative eigenvalue {smallest:.3g}" if smallest < -NEGATIVE * largest else ""
+    eigenvalues = torch.linalg.eigvalsh(torch.from_numpy(sigma))
+    smallest, greatest = float(eigenvalues[0]), float(eigenvalues[-1])
+    return f"sigma has the negative eigenvalue {smallest:.3g}" if smallest < -NEGATIVE * greatest else ""
 
 
 def _words(error: Exception) -> str:

@@ -107,7 +107,8 @@ def _world(said: Mapping[Any, Any], key: str) -> int:
 
 
 def _ranks(names: Iterable[str]) -> str:
-    number = len({(m["data"], m["model"]) for n in names for m in (_MODEL.fullmatch(n), _OPTIMIZER.fullmatch(n)) if m})
+    matches = (m for n in names for m in (_MODEL.fullmatch(n), _OPTIMIZER.fullmatch(n)) if m)
+    number = len({(m["data"] or "0", m["model"]) for m in matches})
     return "1 rank" if number == 1 else f"{number} ranks"
 
 

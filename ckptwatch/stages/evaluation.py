@@ -1,5 +1,6 @@
 """From the durable queue to recorded scores: recipes, dispatch to workers, and what their reports mean."""
 
+import itertools
 import logging
 import shutil
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class EvaluationStage:
         self._contents = ContentDigests(settings.state_dir / "cache" / "contents.json")
         self._stamps: dict[str, object] = {}
         self._served: dict[int, float] = {}
+        self._numbers = itertools.count(1)  # of attempts of this process: what an earlier one still says is told apart
         self._missing: dict[int, set[int]] = {}  # evaluation → parts not done yet, where several workers share it
         self._influences = influences_in(settings.state_dir)
         rule = settings.workers
@@ -82,6 +84,7 @@ class EvaluationStage:
 
     def dispatch(self, *, now: float, mono: float) -> None:
         """Give waiting evaluations to free workers."""
+        self._drop_stale()
         free = self.pool.free(mono)
         if not free:
             return
@@ -103,9 +106,22 @@ class EvaluationStage:
         for evaluation_id, count in zip(chosen, shares([recipe_of[i].workers for i in chosen], free=len(free)), strict=True):
             self._served[run_of[evaluation_id]] = now
             # Parts on unlike devices would differ by more than the order of summation.
-            alike = [w for w in free if _kind(w) == _kind(free[0])][:count]
+            kinds = [_kind(w) for w in free]
+            kind = max(kinds, key=kinds.count) if count > 1 else kinds[0]
+            alike = [w for w in free if _kind(w) == kind][:count]
             free = [w for w in free if w not in alike]
             self._begin(alike, evaluation_id, now=now, mono=mono)
+
+    def _drop_stale(self) -> None:
+        """End workers on what does not run any more: its checkpoint went away, and may even be back and waiting again."""
+        held = {_evaluation_id(w.job) for w in self.pool.workers if w.job}
+        if not held:
+            return
+        with self._db.read() as conn:
+            running = {e.id for e in evaluations.in_state(conn, EvaluationState.RUNNING)}
+        for evaluation_id in held - running:
+            self._drop(evaluation_id, "its checkpoint went away")
+            self._clear(evaluation_id)
 
     def _adopt_orphans(self, now: float) -> None:
         """What is recorded as running, but by no worker of ours, lost its report to a database that could not be written."""
@@ -127,10 +143,12 @@ class EvaluationStage:
         # File names are limited in bytes, not characters.
         name = label.replace("/", "_").encode(errors="replace")[-200:].decode(errors="ignore")
         logfile = self._settings.state_dir / "log" / f"{name}.log"
-        work_dir = self._settings.state_dir / "work" / str(evaluation.id)
+        number = next(self._numbers)
+        # One for each attempt: a process of an earlier one may take a moment to die.
+        work_dir = self._work(evaluation.id) / str(number)
         cache = self._settings.state_dir / "cache"
         try:
-            shutil.rmtree(work_dir, ignore_errors=True)
+            self._clear(evaluation.id)
             for directory in (logfile.parent, work_dir, cache):
                 directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -143,7 +161,7 @@ class EvaluationStage:
         path = checkpoint.path if format_ is None else \
             format_.variant_path(checkpoint.path, checkpoint.members, evaluation.variant)
         job = Job(
-            job=f"{evaluation.id}#{evaluation.attempts + 1}", checkpoint=path, format=checkpoint.format,
+            job=f"{evaluation.id}#{number}", checkpoint=path, format=checkpoint.format,
             run=run.name, step=checkpoint.step, epoch=checkpoint.epoch, variant=evaluation.variant,
             recipe=self._settings.recipes[evaluation.recipe], work_dir=work_dir, cache_dir=cache, log=logfile,
             trusted=bool(rule and rule.trusted))
@@ -152,7 +170,7 @@ class EvaluationStage:
         for worker, part in zip(workers, parts, strict=False):
             self.pool.assign(worker, part, mono)
         on = ", ".join(w.device for w in workers[:len(parts)])
-        log.info("%s: evaluating %s on %s", run.name, checkpoint.path.name, on)
+        log.info("%s: evaluating %s on %s", run.name, _named(checkpoint.path, evaluation.variant), on)
 
     # ---- reports -------------------------------------------------------------------------------------------------
 
@@ -194,10 +212,20 @@ class EvaluationStage:
 
     def _drop_parts(self, evaluation_id: int) -> None:
         """One part failed, so the attempt has: the others are worth nothing."""
+        self._drop(evaluation_id, "another part of its evaluation failed")
+
+    def _drop(self, evaluation_id: int, why: str) -> None:
         self._missing.pop(evaluation_id, None)
         for worker in self.pool.workers:
             if worker.job is not None and _evaluation_id(worker.job) == evaluation_id:
-                self.pool.drop(worker, "another part of its evaluation failed")
+                self.pool.drop(worker, why)
+
+    def _work(self, evaluation_id: int) -> Path:
+        return self._settings.state_dir / "work" / str(evaluation_id)
+
+    def _clear(self, evaluation_id: int) -> None:
+        """Scratch space of an attempt: gigabytes of images and rows."""
+        shutil.rmtree(self._work(evaluation_id), ignore_errors=True)
 
     def _succeeded(self, evaluation_id: int, result: Result, now: float) -> int | None:
         self._missing.pop(evaluation_id, None)
@@ -207,11 +235,12 @@ class EvaluationStage:
                                       samples=result.samples, now=now):
                 return None
             run_id, run, path = _owner(conn, evaluation_id)
+            found = evaluations.evaluation(conn, evaluation_id)
             values = {s.metric: s.value for s in result.scores}
             told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             events.append(conn, now=now, kind="evaluated", run=run, path=path, message=told,
                           data={"seconds": result.seconds, "warnings": list(result.warnings)})
-        log.info("%s: evaluated %s in %.1f s: %s", run, path.name, result.seconds, told)
+        log.info("%s: evaluated %s in %.1f s: %s", run, _named(path, found.variant if found else ""), result.seconds, told)
         for warning in result.warnings:
             log.warning("%s: %s: %s", run, path.name, warning)
         return run_id
@@ -238,6 +267,8 @@ class EvaluationStage:
             given_up = after is not None and after.state is EvaluationState.FAILED
             events.append(conn, now=now, kind="evaluation_failed" if given_up else "attempt_failed", run=run, path=path,
                           message=failure.message, data={"kind": failure.kind, "attempt": evaluation.attempts})
+        if given_up:
+            self._clear(evaluation_id)
         outcome = "given up; the checkpoint is kept unranked" if given_up else f"next attempt in {delay:.0f} s"
         log.warning("%s: attempt %d at %s failed (%s): %s; %s", run, evaluation.attempts, path.name, failure.kind,
                     failure.message, outcome)
@@ -270,6 +301,10 @@ class EvaluationStage:
             for worker in self.pool.workers:
                 if worker.job is not None:
                     evaluations.requeue(conn, _evaluation_id(worker.job), now=now)
+
+
+def _named(path: Path, variant: str) -> str:
+    return f"{path.name} [{variant}]" if variant else path.name
 
 
 def _kind(worker: Worker) -> str:

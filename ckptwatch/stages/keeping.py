@@ -11,7 +11,18 @@ from ckptwatch.apply.places import run_dir
 from ckptwatch.apply.pruner import Pruner
 from ckptwatch.core.naming import suffix_of
 from ckptwatch.errors import RemovalRefused
-from ckptwatch.model import Action, Checkpoint, CheckpointState, Contender, Decision, Evaluation, Place, RemovalState, Run
+from ckptwatch.model import (
+    Action,
+    Checkpoint,
+    CheckpointState,
+    Contender,
+    Decision,
+    Evaluation,
+    Place,
+    RemovalState,
+    Role,
+    Run,
+)
 from ckptwatch.planning import Assessment, assess, with_composite
 from ckptwatch.publish.samples import publish_samples, samples_directory, write_overview
 from ckptwatch.publish.scalars import Scalars, points_of
@@ -217,6 +228,11 @@ class KeepingStage:
         target = None
         if contender is not None and self._settings.publish.samples and evaluation.samples and evaluation.samples.is_dir():
             stem = contender.path.name.removesuffix(suffix_of(contender.path.name)) or contender.path.name
+            checkpoint = a.checkpoints.get(contender.checkpoint_id)
+            if checkpoint is not None and checkpoint.role in (Role.LAST, Role.BEST):
+                # The next one of this name gets pictures of its own.
+                count = checkpoint.epoch if checkpoint.step is None else checkpoint.step
+                stem = stem if count is None else f"{stem}-{count}"
             target = samples_directory(directory, stem, contender.variant)
             publish_samples(evaluation.samples, target)
         with self._db.write() as conn:

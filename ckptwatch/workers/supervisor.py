@@ -90,8 +90,9 @@ class Pool:
         self._command = command
 
     def free(self, now: float) -> list[Worker]:
-        """Slots that can take a job: idle ones, and empty ones whose time to start again has come."""
-        return [w for w in self.workers if w.job is None
+        """Slots that can take a job: idle ones, and empty ones whose time to start again has come. One that was killed
+        takes none until its death is reported."""
+        return [w for w in self.workers if w.job is None and not (w.ending and w.state is not WorkerState.ABSENT)
                 and (w.state in (WorkerState.IDLE, WorkerState.STARTING)
                      or (w.state is WorkerState.ABSENT and w.not_before <= now))]
 
@@ -122,9 +123,11 @@ class Pool:
         return worker
 
     def release(self, worker: Worker, now: float) -> None:
-        """The job is over, however it ended; a living worker is idle again."""
+        """The job is over, however it ended; a living worker is idle again, unless it was killed meanwhile."""
         worker.job = None
         worker.progress = None
+        if worker.ending and worker.state is not WorkerState.ABSENT:
+            return
         worker.ending = ""
         if worker.state is WorkerState.BUSY:
             worker.state, worker.since, worker.delay = WorkerState.IDLE, now, RESPAWN_DELAY

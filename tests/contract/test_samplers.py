@@ -10,6 +10,7 @@ from PIL import ImageFile
 
 from ckptwatch.errors import EvaluationError
 from ckptwatch.evaluate.samplers import Batch, Request, create_sampler
+from ckptwatch.evaluate.samplers.numbering import Stems
 from ckptwatch.model import FailureKind, Sampler
 from tests.parity.evaluation_kit import TOY, command, make_job, shell, write_images
 from tests.parity.toy_samplers import Toy, picture
@@ -153,6 +154,12 @@ def test_children_left_behind_are_killed_when_the_commandgone(tmp_path):
     assert gone(int(pid_file.read_text()))
 
 
+def test_children_that_left_the_group_are_killed_when_the_command_ends(tmp_path):
+    pid_file, source = tmp_path / "pid", write_images(tmp_path / "elsewhere", COUNT)
+    generate(request(tmp_path, shell(f'cp {source}/*.png "$1"; setsid sleep 1000 & echo $! > {pid_file}')))
+    assert gone(int(pid_file.read_text()))
+
+
 def test_sampler_gets_no_input_and_default_signals(tmp_path):
     source = write_images(tmp_path / "elsewhere", COUNT)
     generate(request(tmp_path, shell(f'cat; cp {source}/*.png "$1"')))  # `cat` would wait for ever on an open input
@@ -237,6 +244,21 @@ def test_own_names_of_a_range_stay_as_they_are(tmp_path):
         os.replace(source / f"city_{number}.png", source / f"{name}.png")
     found = batches(request(tmp_path, shell(f'cp {source}/*.png "$1"'), part=1, parts=2))
     assert [b.stems for b in found] == [("a", "b", "c", "d", "e"), ("f", "g")]
+
+
+def test_global_names_of_a_range_that_begins_at_sample_1_stay_as_they_are(tmp_path):
+    source = write_images(tmp_path / "elsewhere", 2)
+    found = batches(request(
+        tmp_path, shell(f'cp {source}/img_1.png "$1"'), samples=2, batch_size=1, part=1, parts=2))
+    assert [(b.start, b.stems) for b in found] == [(1, ("img_1",))]
+
+
+@pytest.mark.parametrize(("start", "first", "stem"), [
+    (5, 0, "img_5"), (5, 1, "img_6"), (5, 5, "img_5"), (5, 6, "img_6"), (1, 0, "img_1"), (1, 1, "img_1"), (1, 2, "img_2"),
+    (0, 0, "img_0"), (0, 1, "img_1"),
+])
+def test_a_ranges_own_counter_goes_on_and_one_of_the_whole_stays(start, first, stem):
+    assert Stems(start, f"img_{first}.png")(Path(f"img_{first}.png")) == stem
 
 
 # ---- images ----

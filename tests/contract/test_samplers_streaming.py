@@ -30,7 +30,8 @@ from tests.processes import gone
 
 COUNT, BATCH = 12, 5
 PROGRAM = """
-import os, sys
+import mmap, os, sys
+files, maps = {}, {}
 pipe, notes, store, out = sys.argv[1:]
 os.chdir(out)
 with open(pipe) as orders, open(notes, "a") as said:
@@ -45,6 +46,23 @@ with open(pipe) as orders, open(notes, "a") as said:
         elif what == "over":  # SOURCE TARGET
             with open(os.path.join(store, words[0]), "rb") as source, open(words[1], "wb") as target:
                 target.write(source.read())
+        elif what == "map":  # SOURCE TARGET: its first 128 bytes, then zeros to the same length; left mapped
+            with open(os.path.join(store, words[0]), "rb") as source, open(words[1], "w+b") as target:
+                data = source.read()
+                target.truncate(len(data))
+                maps[words[1]] = mmap.mmap(target.fileno(), len(data))
+            maps[words[1]][:] = data[:128] + bytes(len(data) - 128)
+        elif what == "fill":  # SOURCE TARGET: all of it, through the map
+            with open(os.path.join(store, words[0]), "rb") as source:
+                maps[words[1]][:] = source.read()
+        elif what == "unmap":
+            maps.pop(words[0]).close()
+        elif what == "open":
+            files[words[0]] = open(words[0], "r+b")
+        elif what == "close":
+            files.pop(words[0]).close()
+        elif what == "say":
+            print(*words, file=sys.stderr, flush=True)
         elif what == "rename":
             os.rename(*words)
         elif what == "remove":
@@ -347,6 +365,82 @@ def test_half_an_array_is_never_scored(stage):
     assert torch.equal(stage.images(), expected())
 
 
+def test_an_array_that_fills_through_a_map_is_never_scored_half(stage):
+    """Full length at once, and no new time when bytes of a dirty page change: only the kernel knows that it is open."""
+    stage.keep("x0.npy", array_of(range(COUNT)))
+
+    def director(stage):
+        stage.order("map x0.npy x0.npy")
+        yield from stage.looked_at()
+        assert stage.seen == []
+        stage.order("fill x0.npy x0.npy")
+        yield from stage.looked_at()
+        assert stage.seen == []
+        stage.order("unmap x0.npy")
+        yield from stage.shown(2)
+        stage.order("exit 0")
+
+    stage.play(director)
+    assert torch.equal(stage.images(), expected())
+
+
+def test_where_nobody_knows_who_writes_arrays_wait_for_the_end(stage, monkeypatch):
+    monkeypatch.setattr("ckptwatch.evaluate.samplers.stored.has_writer", lambda _: None)
+    stage.keep("x0.npy", array_of(range(COUNT)))
+
+    def director(stage):
+        stage.write("x0.npy")
+        yield from stage.looked_at()
+        assert stage.seen == []
+        stage.order("exit 0")
+
+    stage.play(director)
+    assert torch.equal(stage.images(), expected())
+
+
+def test_where_nobody_knows_who_writes_images_still_come_early(stage, monkeypatch):
+    monkeypatch.setattr("ckptwatch.evaluate.samplers.stored.has_writer", lambda _: None)
+    names = stored(stage)
+
+    def director(stage):
+        stage.write(*names)
+        yield from stage.shown(2)
+        stage.order("exit 0")
+
+    stage.play(director)
+    assert torch.equal(stage.images(), expected())
+
+
+def test_an_image_that_is_open_for_writing_waits(stage):
+    names = stored(stage)
+
+    def director(stage):
+        stage.write(names[3])
+        stage.order(f"open {names[3]}")
+        stage.write(*names[:3], *names[4:])
+        yield from stage.looked_at()
+        assert stage.seen == []
+        stage.order(f"close {names[3]}")
+        yield from stage.shown(2)
+        stage.order("exit 0")
+
+    stage.play(director)
+    assert torch.equal(stage.images(), expected())
+
+
+def test_links_to_images_and_arrays_elsewhere_come_early(tmp_path):
+    (tmp_path / "elsewhere.npy").write_bytes(array_of(range(2)))
+    old = time.time() - 60
+    os.utime(tmp_path / "elsewhere.npy", (old, old))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "0.npy").symlink_to(tmp_path / "elsewhere.npy")
+    with Arriving(out, firsts={0}, batch_size=2, limit=1) as arriving:
+        assert arriving.look() == 2
+        found = arriving.batch()
+    assert found is not None and torch.equal(torch.cat(found[1]), expected(2))
+
+
 def test_a_file_that_changes_while_it_is_read_is_not_whole(tmp_path, monkeypatch):
     file = tmp_path / "0.png"
     file.write_bytes(encoded(0))
@@ -446,6 +540,31 @@ def test_what_can_never_be_right_ends_the_command_at_once(stage, wrong):
     assert {"floats": "uint8", "both": "x1.png"}[wrong] in str(caught.value)
     assert not caught.value.retryable or wrong == "floats"
     assert gone(stage.pid())
+
+
+@pytest.mark.parametrize("wrong", ["floats", "both", "sizes", "half"])
+def test_what_the_command_said_is_not_hidden_by_what_its_files_are(stage, wrong):
+    names = stored(stage)
+    stage.keep("x0.npy", array_of(range(COUNT), np.float32 if wrong == "floats" else np.uint8))
+    stage.keep("half.npy", array_of(range(COUNT))[:-1])
+    wide = io.BytesIO()
+    Image.fromarray(pixels(0, "", 44)).save(wide, "png")
+    stage.keep("wide.png", wide.getvalue())
+    orders = {
+        "floats": ["over x0.npy x0.npy"], "both": ["over x0.npy x0.npy", f"over {names[0]} {names[0]}"],
+        "sizes": [*(f"over {name} {name}" for name in names), f"over wide.png {names[1]}"],
+        "half": ["over half.npy x0.npy", "exit 0"],
+    }
+
+    def director(stage):
+        stage.order("say no space left", *orders[wrong])
+        yield
+
+    with pytest.raises(EvaluationError) as caught:
+        stage.play(director)
+    assert {"floats": "uint8", "both": "x0.npy", "sizes": "44×44", "half": "its header says"}[wrong] in str(caught.value)
+    assert str(caught.value.cause).endswith("; it said: no space left") and caught.value.kind == FailureKind.SAMPLER
+    assert caught.value.retryable == (wrong != "both") and caught.value.hint
 
 
 # ---- what was read does not stand -----------------------------------------------------------------------------------

@@ -83,7 +83,15 @@ def test_a_broken_configuration_lists_every_problem(project):
 # ---- check-config ---------------------------------------------------------------------------------------------------
 
 
-def test_check_config_names_what_each_recipe_can_yield(project):
+@pytest.fixture
+def usable(project):
+    """The project's recipe names a metric of its own."""
+    (project.base / "metric.py").write_text("raise SystemExit('imported by a check')")
+    return project
+
+
+def test_check_config_names_what_each_recipe_can_yield(usable):
+    project = usable
     done = ckptwatch("check-config", project.file)
     assert done.code == 0 and "recipe r can yield: quality" in done.out and "no problems" in done.out
     assert ckptwatch("check-config", project.file, "--json").json == {
@@ -105,11 +113,64 @@ def test_check_config_finds_what_is_missing_on_disk(project):
     assert done.code == 2 and "nowhere" in done.error and "gone is no directory" in done.error
 
 
-def test_check_config_needs_no_state_directory(project):
+def test_check_config_needs_no_state_directory(usable):
+    project = usable
     project.state.write_text("a file in its place")
     project.config["recipes"]["r"]["reference"] = {"images": "ref"}
     (project.base / "ref/1.png").write_bytes(b"x")
     assert ckptwatch("check-config", project.write().file).code == 0
+
+
+def test_check_config_tells_of_programs_and_modules_that_are_not_there_beside_missing_files(project):
+    project.config["recipes"] = {
+        "a": {"sampler": {"command": ["bin/nowhere", "{checkpoint}"]}, "metrics": ["inception_score"],
+              "prompts": "nowhere.txt"},
+        "b": {"sampler": {"python": "unheard_of:make"}, "metrics": [{"name": "q", "function": "unknown:q", "mode": "max"}]},
+    }
+    done = ckptwatch("check-config", project.write(runs=[]).file, "--json")
+    problems = done.json["problems"]
+    assert done.code == 2 and not done.json["ok"]
+    assert [p.split(": ")[0] for p in problems] == ["recipes.a", "recipes.a", "recipes.b", "recipes.b"]
+    for word, problem in zip(("nowhere.txt", "bin/nowhere", "unheard_of", "unknown"), problems, strict=True):
+        assert word in problem
+
+
+# ---- eval -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photographed(project):
+    """Training wrote the images, into directories by run, step and epoch; the score is how many there are."""
+    (project.base / "metric.py").write_text("def quality(images):\n    return images.count\n")
+    project.config["recipes"]["r"] |= {"sampler": {"images": "../samples/{run}/{step:07d}-{epoch}"}, "samples": 2}
+    return project.write(watch=[{"root": "runs", "names": [r"(?P<step>\d+)of(?P<epoch>\d+)\.pt"]}])
+
+
+def photograph(directory):
+    from PIL import Image
+
+    directory.mkdir(parents=True)
+    for i in range(2):
+        Image.new("RGB", (8, 8), (i, 2, 3)).save(directory / f"{i}.png")
+
+
+def test_eval_knows_run_step_and_epoch_as_the_daemon_does(photographed):
+    path = photographed.save("sweep/a/checkpoints/300of4.pt")
+    photograph(photographed.root / "sweep/a/samples/sweep/a/0000300-4")
+    told = photographed.json("eval", str(path), "--explain", stub=False)
+    assert (told["run"], told["step"], told["epoch"]) == ("sweep/a", 300, 4)
+    assert told["scores"]["quality"]["value"] == 2.0
+    assert told["explain"]["step"]["value"] == 300
+    assert not any("complete" in w for w in told["warnings"])
+
+
+def test_eval_of_an_incomplete_checkpoint_warns_and_goes_on(photographed):
+    path = photographed.save("a/7of1.pt")
+    path.write_bytes(path.read_bytes()[:-40])
+    photograph(photographed.root / "samples/a/0000007-1")
+    done = photographed.cli("eval", str(path), "--json", stub=False)
+    assert done.returncode == 0 and "7of1.pt is not complete" in done.stderr
+    assert "7of1.pt is not complete" in json.loads(done.stdout)["warnings"][0]
 
 
 # ---- inspect --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Several workers share one evaluation; what goes wrong in one part costs the attempt, once, and no other evaluation."""
 
+import psutil
 import pytest
 
-from tests.support import RECIPE, until
+from tests.support import RECIPE, alive, until
 
 
 @pytest.fixture
@@ -68,3 +69,26 @@ def test_two_evaluations_get_a_worker_each_before_one_gets_both(shared):
         until(lambda: shared.quiet_state() and len(shared.evaluations()) == 2, what="both evaluated")
         assert daemon.stop() == 0
     assert all(e.state == "done" and e.attempts == 1 for several in shared.evaluations().values() for e in several)
+
+
+def test_scratch_space_of_what_is_given_up_is_freed(shared):
+    shared.save("a/100.pt", quality=0.5, misbehave="crash", in_part=1)
+    with shared.daemon() as daemon:
+        until(shared.quiet_state, what="given up")
+        until(lambda: not any((shared.state / "work").iterdir()), what="cleared")
+        assert daemon.stop() == 0
+
+
+def test_a_checkpoint_that_goes_and_comes_back_is_evaluated_by_one_attempt_at_a_time(shared):
+    path = shared.save("a/100.pt", quality=0.5, misbehave="hang", in_part=1)
+    with shared.daemon() as daemon:
+        until(lambda: states(shared).get("a/100.pt") == ["running"], what="running")
+        before = [p.pid for p in psutil.Process(daemon.process.pid).children()]
+        path.rename(shared.base / "away.pt")
+        until(lambda: states(shared).get("a/100.pt") == ["abandoned"], what="abandoned")
+        # The worker whose part was done is of use to others; the one that hangs is not.
+        until(lambda: sum(alive(pid) for pid in before) == 1, what="the worker on it is ended")
+        assert len(before) == 2
+        (shared.base / "away.pt").rename(path)
+        until(lambda: states(shared).get("a/100.pt") == ["running"], what="running again")
+        assert daemon.stop() == 0

@@ -256,3 +256,29 @@ def test_bytecode_is_not_forbidden_to_workers(bench, monkeypatch, tmp_path):
     (-signal.SIGSEGV, "killed by SIGSEGV"), (-250, "killed by signal 250"), (0, "exited with status 0")])
 def test_deaths_have_words(code, words):
     assert describe_death(code) == words
+
+
+def test_a_worker_that_is_dropped_while_it_starts_takes_no_other_job_before_it_is_dead(bench):
+    b = bench("signal.pause()")
+    b.assign("1#1")
+    assert b.worker.state is WorkerState.STARTING
+    b.pool.drop(b.worker, "of no use any more")
+    assert b.pool.free(time.monotonic()) == []
+    died = b.next(Died)
+    assert died.returncode == -signal.SIGKILL and b.worker.job is None
+    b.pool.release(b.worker, time.monotonic())
+    assert b.pool.free(time.monotonic()) == [b.worker]
+
+
+def test_a_result_that_comes_after_the_kill_makes_no_dying_worker_free(bench):
+    b = bench("ready()\nfor job in jobs(): result(job); signal.pause()")
+    b.assign("1#1")
+    b.next(Ready, ignore=())
+    until(lambda: b.reports.qsize() >= 1, what="the result is said")
+    b.pool.kill(b.worker, "too late")
+    b.next(Result, ignore=())
+    b.pool.release(b.worker, time.monotonic())
+    assert b.pool.free(time.monotonic()) == []
+    b.next(Died)
+    b.pool.release(b.worker, time.monotonic())
+    assert b.pool.free(time.monotonic()) == [b.worker]

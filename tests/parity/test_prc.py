@@ -95,11 +95,11 @@ def test_distances_never_fill_a_matrix(monkeypatch):
 
 def test_a_samplers_lower_precision_does_not_reach_the_distances():
     generated, reference = SETS["wide"]
-    expected = precision_recall(generated, reference)
+    expected = (*precision_recall(generated, reference), radii(reference))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")  # bfloat16, where the CPU can
     try:
-        found = precision_recall(generated, reference)
+        found = (*precision_recall(generated, reference), radii(reference))
     finally:
         torch.set_float32_matmul_precision(before)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -85,6 +85,15 @@ def test_influence_on_the_inception_score_is_its_derivative(ledger_of):
         assert slope == pytest.approx(float(influence[i]), rel=1e-3, abs=1e-4)
 
 
+def test_interval_of_the_inception_score_covers_the_score_at_this_n(ledger_of):
+    drawn = []
+    for i in range(80):
+        [measured] = InceptionScore("f", "net").compute(ledger_of(draw(200, 10, 2000 + i, scale=4.0)))
+        drawn.append(measured.score)
+    truth = np.mean([s.value for s in drawn])
+    assert truth > 1.5 and np.mean([s.low <= truth <= s.high for s in drawn]) > 0.88
+
+
 # ---- KID ----
 
 
@@ -109,6 +118,16 @@ def test_error_of_kid_is_the_spread_of_fresh_samples(ledger_of):
     ])
     errors = np.array([spread(ledger_of(x).rows("f"), reference, cubic(32)).error for x in samples])
     assert 0.7 < errors.mean() / values.std() < 1.6
+
+
+def test_interval_of_kid_covers_the_distance(ledger_of):
+    reference = draw(300, 16, 8)
+    drawn = []
+    for i in range(60):
+        [measured] = Kid("f", reference, "net").compute(ledger_of(draw(200, 16, 3000 + i, 1.2, 0.4)))
+        drawn.append(measured.score)
+    truth = np.mean([s.value for s in drawn])
+    assert truth > 0 and np.mean([s.low <= truth <= s.high for s in drawn]) > 0.88
 
 
 # ---- CMMD ----

@@ -187,11 +187,48 @@ def test_a_metric_the_recipe_cannot_yield_is_refused_naming_what_it_can(tmp_path
     ({"sampler": {"python": "no function"}}, "of the form"),
     ({"metrics": [{"name": "fid", "function": "a:b", "mode": "max"}]}, "built-in metric"),
     ({"metrics": [{"name": "a b", "function": "a:b", "mode": "max"}], "composite": None}, "of the form"),
+    ({"composite": {"fid": {"weight": float("nan"), "range": [0, 1]}}}, "a finite number, found nan"),
+    ({"composite": {"fid": {"weight": 1, "range": [0, float("inf")]}}}, "a finite number, found inf"),
+    ({"sampler": {"program": {"noise": [3, 8, 8], "range": [float("-inf"), 1]}}}, "a finite number, found -inf"),
+    ({"sampler": {"images": "x", "timeout": float("inf")}}, "a finite number, found inf"),
+    ({"sampler": {"command": ["x", "{bogus}"]}}, "there is no placeholder {bogus}; known are {checkpoint}"),
+    ({"sampler": {"command": ["x", "{checkpiont}"]}}, "did you mean {checkpoint}?"),
+    ({"sampler": {"command": ["x", "{oops"]}}, "write {{ and }} for braces"),
+    ({"sampler": {"command": ["x", "{}"]}}, "positional"),
+    ({"sampler": {"command": ["x", "{checkpoint.nonsense}"]}}, "no attribute"),
+    ({"sampler": {"command": ["x", "{labels}"]}}, "{labels} has no value: set num_classes"),
+    ({"sampler": {"command": ["x", "{num_classes}"]}}, "{num_classes} has no value: set num_classes"),
+    ({"sampler": {"command": ["x", "{image_size}"]}}, "{image_size} has no value: set image_size"),
+    ({"sampler": {"images": "out/{checkpoint}"}}, "no placeholder {checkpoint}; known are {step} {epoch} {run} {stem}"),
+    ({"sampler": {"images": "out/{stem:07d}"}}, "Unknown format code"),
 ])
 def test_a_contradictory_recipe_is_refused(tmp_path, change, expected):
     raw = yaml.safe_load(RECIPE)
     raw["recipes"]["t2i"].update(change)
     assert any(expected in p for p in problems(tmp_path, yaml.safe_dump(raw)))
+
+
+def test_each_word_of_a_command_with_a_wrong_placeholder_is_told_with_its_line(tmp_path):
+    found = problems(tmp_path, MINIMAL + """recipes:
+  a:
+    sampler:
+      command: [x, "{bogus}",
+                "{oops", "{labels} {image_size}"]
+    metrics: [inception_score]
+  b: {sampler: {images: "{epoc}"}, metrics: [inception_score]}
+""")
+    assert [p.split(": ")[0] for p in found] == [
+        "line 6, recipes.a.sampler.command.1", "line 7, recipes.a.sampler.command.2", "line 7, recipes.a.sampler.command.3",
+        "line 7, recipes.a.sampler.command.3", "line 9, recipes.b.sampler.images",
+    ]
+
+
+def test_whatever_a_sampler_can_fill_in_is_accepted(tmp_path):
+    raw = yaml.safe_load(RECIPE)
+    command = ["{checkpoint}", "{checkpoint.parent}/{checkpoint.stem}", "{step:07d}", "{labels}", "{{no placeholder}}",
+               "{num_classes}{image_size:>4}", "{count} {start} {seed} {device} {variant} {run} {out_dir} {prompts}"]
+    raw["recipes"]["t2i"] |= {"sampler": {"command": command}, "num_classes": 10, "image_size": 64}
+    assert load(tmp_path, yaml.safe_dump(raw)).recipes["t2i"].sampler.command == tuple(command)
 
 
 @pytest.mark.parametrize("text", [
@@ -207,6 +244,11 @@ def test_a_contradictory_recipe_is_refused(tmp_path, change, expected):
     MINIMAL + "recipes: {'a b': {sampler: {images: x}, metrics: [inception_score]}}\n",
     "watch: [{root: runs, quiet: -1}]\n",
     "watch: [{root: runs, quiet: soon}]\n",
+    "watch: [{root: runs, quiet: .inf}]\n",
+    "watch: [{root: runs, scan_every: .nan}]\n",
+    MINIMAL + "workers: {timeout: .inf}\n",
+    MINIMAL + "runs:\n  - {keep: {within: .nan}}\n",
+    MINIMAL + "runs:\n  - {approve_over: .nan}\n",
     "watch: [{root: runs}, {root: runs}]\n",
     "watch: [{root: runs}, {root: ./runs/inner}]\n",
     "watch: []\n",

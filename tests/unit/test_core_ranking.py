@@ -238,7 +238,11 @@ def test_paired_difference_of_a_composite_weighs_its_terms_where_they_are_not_cl
     field = [evaluated(1, clip=1.0, fid=3.0), evaluated(2, clip=0.9, fid=9.0)]
     rank(field, rule=RankRule(by="composite_score", mode=Mode.MAX), digest="abc12345ff", composite=composite,
          difference_error=lambda a, b, weights: asked.append((a, b, weights)))
-    assert asked == [(2, 1, {"clip": 0.2, "fid": 0.0})]
+    assert asked == [(2, 1, {"clip": 0.2, "fid": -0.02})]  # clipped for one of them: that side may still move
+    field = [evaluated(1, clip=1.0, fid=8.0), evaluated(2, clip=0.9, fid=9.0)]
+    rank(field, rule=RankRule(by="composite_score", mode=Mode.MAX), digest="abc12345ff", composite=composite,
+         difference_error=lambda a, b, weights: asked.append(weights))
+    assert asked[1] == {"clip": 0.2, "fid": 0.0}
 
 
 # ---- measured by other means ----

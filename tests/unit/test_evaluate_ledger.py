@@ -74,6 +74,11 @@ def test_parts_that_paired_differently_are_not_put_together(tmp_path):
         Ledger.merged(parts)
 
 
+def test_a_part_that_read_no_originals_pairs_with_any(tmp_path):
+    parts = [part(tmp_path / str(i), [{"f": features(3)}], pairing=how) for i, how in enumerate(("stem", "", "stem"))]
+    assert Ledger.merged(parts).pairing == "stem"
+
+
 def test_parts_that_looked_through_other_networks_are_not_put_together(tmp_path):
     parts = [part(tmp_path / d, [{"f": features(3)}], networks={"features": d}) for d in ("bf16", "fp32")]
     with pytest.raises(EvaluationError, match="other precisions"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from ckptwatch.core.metrics import METRICS
 from ckptwatch.evaluate.metrics.base import Metric
 from ckptwatch.evaluate.metrics.clip_score import ClipScore
 from ckptwatch.evaluate.metrics.cmmd import Cmmd
@@ -19,16 +20,18 @@ NEEDING_REFERENCE = ("fid", "kid", "precision", "recall", "fd_dinov2", "cmmd")
 
 
 def create_metrics(
-    recipe: Recipe, panel: Panel, references: Mapping[str, ReferenceSet], spool: Spool,
+    recipe: Recipe, panel: Panel, references: Mapping[str, ReferenceSet], originals: str, spool: Spool,
 ) -> tuple[Metric, ...]:
-    """In the order of the recipe; `references` by metric. Raises EvaluationError (RECIPE)."""
+    """In the order of the recipe; `references` by metric, `originals` in words. Raises EvaluationError (RECIPE)."""
     both = next((metric for metric in PRC if metric in references), None)
     manifolds: Manifolds | None = None
     if both is not None:
         look = panel.looks[both]
-        manifolds = Manifolds(look.key, references[both].features(), look.words)
+        features = references[both].features()
+        manifolds = Manifolds(look.key, features, f"{look.words}, {references[both].identity}")
     return tuple(
-        Custom(spec, find_function(spec), spool) if spec.function or spec.name not in _MAKERS
+        Custom(spec, find_function(spec), spool) if spec.function or spec.name not in METRICS
+        else _lpips(panel, originals) if spec.name == "lpips"
         else _MAKERS[spec.name](panel, references, manifolds)
         for spec in recipe.metrics
     )
@@ -40,7 +43,8 @@ Maker = Callable[[Panel, Mapping[str, ReferenceSet], Manifolds | None], Metric]
 def _frechet(metric: str) -> Maker:
     def make(panel: Panel, references: Mapping[str, ReferenceSet], _: Manifolds | None) -> Metric:
         look = panel.looks[metric]
-        return FrechetDistance(metric, look.key, references[metric].statistics(), look.words)
+        statistics = references[metric].statistics()
+        return FrechetDistance(metric, look.key, statistics, f"{look.words}, {references[metric].identity}")
 
     return make
 
@@ -48,7 +52,8 @@ def _frechet(metric: str) -> Maker:
 def _kernel(metric: str, made: Callable[..., Metric]) -> Maker:
     def make(panel: Panel, references: Mapping[str, ReferenceSet], _: Manifolds | None) -> Metric:
         look = panel.looks[metric]
-        return made(look.key, references[metric].features(), look.words)
+        features = references[metric].features()
+        return made(look.key, features, f"{look.words}, {references[metric].identity}")
 
     return make
 
@@ -63,9 +68,9 @@ def _clip_score(panel: Panel, _: Mapping[str, ReferenceSet], __: Manifolds | Non
     return ClipScore(panel.clip.identity)
 
 
-def _lpips(panel: Panel, _: Mapping[str, ReferenceSet], __: Manifolds | None) -> Metric:
+def _lpips(panel: Panel, originals: str) -> Metric:
     assert panel.lpips is not None
-    return Lpips(panel.lpips.identity)
+    return Lpips(f"{panel.lpips.identity}, {originals}")
 
 
 def _precision(_: Panel, __: Mapping[str, ReferenceSet], manifolds: Manifolds | None) -> Metric:
@@ -81,5 +86,4 @@ def _recall(_: Panel, __: Mapping[str, ReferenceSet], manifolds: Manifolds | Non
 _MAKERS: dict[str, Maker] = {
     "fid": _frechet("fid"), "fd_dinov2": _frechet("fd_dinov2"), "kid": _kernel("kid", Kid), "cmmd": _kernel("cmmd", Cmmd),
     "inception_score": _inception_score, "precision": _precision, "recall": _recall, "clip_score": _clip_score,
-    "lpips": _lpips,
 }

@@ -189,11 +189,17 @@ class _Many:
         scaled = vectors[:, present] * singular[present].rsqrt()
         view = lower_times(_factor(self._reference), scaled).float()
         direction = 2 * (mean - self._reference.mu).float()
+        coarse = mean.float()
+        fine = (mean - coarse).float()
+        # Made once: new ones for each block leave holes between them, and memory grows with the number of images.
+        room = torch.empty(CHUNK, len(mean)), torch.empty(CHUNK, view.shape[1])
         parts = []
         for block in self._rows.blocks(CHUNK):
-            x = (block - mean).float()
+            x, y = (r[:len(block)] for r in room)
+            torch.sub(block, coarse, out=x).sub_(fine)
             with exact(x.device):
-                parts.append(x @ direction + _squares(x) - _squares(x @ view))
+                torch.mm(x, view, out=y)
+                parts.append(x @ direction + _squares(x) - _squares(y))
         return _centred(torch.cat(parts).double())
 
 
@@ -265,10 +271,14 @@ def _chunks(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     for block in blocks:
         for part in block.split(CHUNK):
             if waiting and count + len(part) > CHUNK:
-                yield torch.cat(waiting)
+                yield _joined(waiting)
                 waiting, count = [], 0
             if len(part):
                 waiting.append(part)
                 count += len(part)
     if waiting:
-        yield torch.cat(waiting)
+        yield _joined(waiting)
+
+
+def _joined(blocks: list[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)

@@ -64,7 +64,8 @@ def choose(
                         "torch": torch.__version__, "layout": LAYOUT})
     drift, problem = found
     if drift is not None and drift <= LARGEST:
-        return Chosen(wanted, f"{wanted} (drift {_percent(drift)})")
+        print(f"{name} runs in {wanted}: its output drifts by {_percent(drift)} of its spread", flush=True)
+        return Chosen(wanted, wanted)  # the figure differs from device to device, and words are compared
     reason = problem or f"its output drifts by {_percent(drift)} of its spread, {_percent(LARGEST)} are allowed"
     return Chosen("fp32", "fp32", f"{name} runs in fp32, not {wanted}: {reason}")
 

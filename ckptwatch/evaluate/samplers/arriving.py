@@ -15,7 +15,7 @@ from ckptwatch.evaluate.images import DECODERS, unreadable
 from ckptwatch.evaluate.samplers.arrays import UnfitArrayError
 from ckptwatch.evaluate.samplers.files import Found, names_of_files
 from ckptwatch.evaluate.samplers.numbering import Numbering
-from ckptwatch.evaluate.samplers.stored import Mark, Piece, count_images, is_array, mark_of
+from ckptwatch.evaluate.samplers.stored import Mark, Piece, count_images, is_array, mark_of, may_be_written
 
 AHEAD = 2      # batches that are decoded while the caller works on another
 SETTLE = 0.05  # seconds for which a file must not have changed: below a clock tick a second write may leave no trace
@@ -36,8 +36,9 @@ class _Group:
 class Arriving:
     """Reads full batches from a directory in natural order while it fills: at most `limit`, AHEAD of them in memory.
 
-    A file is whole when it did not change for a moment, decodes completely and is the same before and afterwards; one that
-    does not decode is tried again when it has changed. What was read holds only if `stands` says so after the last write.
+    A file is whole when it did not change for a moment, nobody has it open for writing, it decodes completely and is the
+    same before and afterwards; one that does not decode is tried again when it has changed. What was read holds only if
+    `stands` says so after the last write.
     """
 
     def __init__(self, directory: Path, *, firsts: Collection[int], batch_size: int, limit: int) -> None:
@@ -133,11 +134,12 @@ class Arriving:
             try:
                 mark = self._settled(path)
                 count = 0 if mark is None else count_images(path)
+                written = may_be_written(path)
             except UnfitArrayError as error:
                 raise unreadable(path, error, sampler_error) from error
             except (OSError, ValueError):
                 return False
-            if mark is None:
+            if mark is None or written:
                 return False
             self._next += 1
             self._file, self._rows = (path, mark), range(count)
@@ -176,8 +178,9 @@ class Arriving:
             return  # it was whole before: it is being written anew, perhaps with another number of images
         try:
             mark = self._settled(piece.path)
+            written = may_be_written(piece.path)
         except OSError:
             return
-        if mark is not None and mark != group.marks[n]:
+        if mark is not None and mark != group.marks[n] and not written:
             group.marks[n] = mark
             group.futures[n] = self._pool.submit(piece.read_unchanged, mark)

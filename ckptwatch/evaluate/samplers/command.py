@@ -82,7 +82,10 @@ class CommandSource:
             out_dir, firsts={0, 1, start, start + 1}, batch_size=request.batch_size, limit=limit,
         )
         with Running(self._argv, request.job.log, self._timeout) as running, arriving:
-            yield from self._arriving(running, arriving)
+            try:
+                yield from self._arriving(running, arriving)
+            except EvaluationError as error:
+                raise _with_said(error, running.tail()) from error
             outcome = running.outcome()
             self._check(outcome)
             found = self._find(out_dir, outcome)
@@ -113,7 +116,7 @@ class CommandSource:
         return max(POLL, (time.monotonic() - begin) / LOOKING)
 
     def _check(self, outcome: Outcome) -> None:
-        said, log, shown = _said(outcome), self._request.job.log, shlex.join(self._argv)
+        said, log, shown = _said(outcome.tail), self._request.job.log, shlex.join(self._argv)
         shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}…"
         if outcome.timed_out:
             raise sampler_error(
@@ -134,16 +137,19 @@ class CommandSource:
 
     def _find(self, out_dir: Path, outcome: Outcome) -> Found:
         request = self._request
+        said = _said(outcome.tail)
         try:
             found = find_files(out_dir)
+        except EvaluationError as error:
+            raise _with_said(error, outcome.tail) from error
         except OSError as error:
             raise sampler_error(
-                "run sampler", f"exit status 0, but its images cannot be read: {error.strerror or error}", path=out_dir,
-                hint="the command must leave {out_dir} where it is",
+                "run sampler", f"exit status 0, but its images cannot be read: {error.strerror or error}{said}",
+                path=out_dir, hint="the command must leave {out_dir} where it is",
             ) from error
         if found.total < request.count:
             raise sampler_error(
-                "run sampler", f"exit status 0, but it wrote {found.total} of {request.count} images{_said(outcome)}",
+                "run sampler", f"exit status 0, but it wrote {found.total} of {request.count} images{said}",
                 path=out_dir, hint="it must write {count} png, jpg, webp or npy images directly into {out_dir}",
             )
         if found.total > request.count:
@@ -188,8 +194,16 @@ def _lines(path: Path, lines: Iterable[Any]) -> Path:
     return path
 
 
-def _said(outcome: Outcome) -> str:
-    return f"; it said: {outcome.tail}" if outcome.tail else ""
+def _said(tail: str) -> str:
+    return f"; it said: {tail}" if tail else ""
+
+
+def _with_said(error: EvaluationError, tail: str) -> EvaluationError:
+    """An error about a command's files that also has the command's last lines: they may tell why."""
+    return EvaluationError(
+        error.operation, f"{error.cause}{_said(tail)}", kind=error.kind, path=error.path, hint=error.hint,
+        retryable=error.retryable,
+    )
 
 
 def _status_text(status: int) -> str:

@@ -67,7 +67,9 @@ class Stems:
         """`first` is the name of the range's first file, `start` the index of its sample."""
         place = counted(first)
         self._shift = start
-        self._prefix = place[0] if place and int(place[1]) in (0, 1) else None
+        # A number that is the sample's index counts the whole. So a range that begins at sample 1, as only batches of one
+        # image make it, has its own counter only where that begins at 0: img_1 there is img_1 of the whole.
+        self._prefix = place[0] if place and int(place[1]) in {0, 1} - {start} else None
 
     def __call__(self, path: Path) -> str:
         place = counted(path.name)

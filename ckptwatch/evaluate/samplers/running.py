@@ -64,7 +64,11 @@ class Running:
     def outcome(self) -> Outcome:
         """Waits for the end."""
         self._ended.wait()
-        return Outcome(status=self._process.returncode, timed_out=self._timed_out, tail=_tail(self._log, self._begin))
+        return Outcome(status=self._process.returncode, timed_out=self._timed_out, tail=self.tail())
+
+    def tail(self) -> str:
+        """The last lines it wrote so far."""
+        return _tail(self._log, self._begin)
 
     def _wait(self) -> None:
         try:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ckptwatch.evaluate.images import decode
 from ckptwatch.evaluate.samplers import arrays
+from ckptwatch.watch.writers import has_writer
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Piece:
         return arrays.read_rows(self.path, self.rows) if is_array(self.path.name) else decode(self.path)[None]
 
     def read_unchanged(self, mark: Mark) -> Tensor:
-        """As `read`; ValueError also when the file is not the one that `mark` is of, before or afterwards."""
-        if mark_of(self.path) != mark:
+        """As `read`; ValueError also when the file is not the one that `mark` is of, or is written, before or afterwards."""
+        if mark_of(self.path) != mark or may_be_written(self.path):
             raise ValueError("it has changed")
         images = self.read()
-        if mark_of(self.path) != mark:
+        if mark_of(self.path) != mark or may_be_written(self.path):
             raise ValueError("it changed while it was read")
         return images
 
@@ -46,6 +47,16 @@ def mark_of(path: Path) -> Mark:
     """Raises OSError."""
     facts = path.stat()
     return Mark(size=facts.st_size, mtime_ns=facts.st_mtime_ns, inode=facts.st_ino)
+
+
+def may_be_written(path: Path) -> bool:
+    """May somebody be writing to the file? Raises OSError.
+
+    An array may have its full length from the start and be filled through a map, which leaves no time behind: where the
+    kernel cannot tell who has it open, somebody may. Half an image file does not decode, so there nobody does.
+    """
+    writer = has_writer(path.resolve())  # which takes no links
+    return writer is not False if is_array(path.name) else writer is True
 
 
 def is_array(name: str) -> bool:
