@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
-from benchmarks.tools import environment
+from benchmarks.tools import Timing, environment
 from ckptwatch.model import MetricSpec, Networks, Recipe, Reference, Sampler
 from ckptwatch.workers.supervisor import Died, Pool, Report
 from ckptwatch.workers.wire import Failed, Job, Result
@@ -81,8 +82,8 @@ def make_scene(place: Path, *, images: int, checkpoints: int) -> Scene:
 
 
 @contextmanager
-def warm_worker(scene: Scene, device: str) -> Iterator[Callable[[int], tuple[float, dict[str, float]]]]:
-    """A worker process as the daemon has them. Called with the number of a checkpoint it gives the seconds from the job's
+def warm_worker(scene: Scene, device: str) -> Iterator[Callable[[int], tuple[Timing, dict[str, float]]]]:
+    """A worker process as the daemon has them. Called with the number of a checkpoint it gives the time from the job's
     handing over to its result, and the scores. The first call starts it. Raises RuntimeError where an evaluation fails."""
     reports: queue.Queue[Report] = queue.Queue()
     cache = scene.place / "cache"
@@ -90,14 +91,14 @@ def warm_worker(scene: Scene, device: str) -> Iterator[Callable[[int], tuple[flo
     with _changed(os.environ, scene.environment()):
         pool = Pool(devices=(device,), report=reports.put, log_dir=scene.place, directory=Path.cwd())
 
-        def evaluate(number: int) -> tuple[float, dict[str, float]]:
+        def evaluate(number: int) -> tuple[Timing, dict[str, float]]:
             job = _job(scene, number, cache)
-            begin = time.perf_counter()
+            begin, before = time.perf_counter(), _cpu(pool)
             pool.assign(pool.workers[0], job, time.monotonic())
             result = _wait(pool, reports)
-            seconds = time.perf_counter() - begin
+            timing = Timing(wall=time.perf_counter() - begin, cpu=_cpu(pool) - before)
             pool.release(pool.workers[0], time.monotonic())
-            return seconds, {score.metric: score.value for score in result.scores}
+            return timing, {score.metric: score.value for score in result.scores}
 
         try:
             yield evaluate
@@ -117,6 +118,12 @@ def _job(scene: Scene, number: int, cache: Path) -> Job:
         job=f"{number}#1", checkpoint=scene.checkpoint(number), format="torch-zip", run="run", step=number, epoch=None,
         variant="", recipe=recipe, work_dir=work, cache_dir=cache, log=scene.place / "evaluation.log",
     )
+
+
+def _cpu(pool: Pool) -> float:
+    """Seconds that the worker has used so far."""
+    process = pool.workers[0].process
+    return sum(psutil.Process(process.pid).cpu_times()[:4]) if process is not None else 0.0
 
 
 def _wait(pool: Pool, reports: "queue.Queue[Report]") -> Result:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from rich import box
 from rich.console import Console
@@ -30,10 +31,15 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
-def time_process(argv: Sequence[str], cwd: Path) -> Timing:
-    """Runs a process to its end, its output thrown away. Raises RuntimeError if it fails."""
+def time_process(
+    argv: Sequence[str], cwd: Path, *, env: Mapping[str, str] | None = None, output: IO[str] | None = None,
+) -> Timing:
+    """Runs a process to its end; its output goes into a file, or away. Raises RuntimeError if it fails."""
     begin = time.perf_counter()
-    process = subprocess.Popen(argv, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        argv, cwd=cwd, env=environment() if env is None else env, stdout=output or subprocess.DEVNULL,
+        stderr=output or subprocess.DEVNULL,
+    )
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - begin
     process.returncode = os.waitstatus_to_exitcode(status)

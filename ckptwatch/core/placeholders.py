@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 # Each with a value of the type it will have, so that a format can be tried before there is a checkpoint.
-_FILE = Path("/work/runs/run/checkpoints/0000001.pt")
+_FILE = Path("/data/runs/run/checkpoints/0000001.pt")
 COMMAND: Mapping[str, Any] = MappingProxyType({
     "checkpoint": _FILE, "variant": "model", "prompts": _FILE, "labels": _FILE, "seed": 0, "start": 0, "count": 1,
     "num_classes": 1, "image_size": 1, "batch_size": 1, "out_dir": _FILE.parent, "device": "cpu", "step": 0, "run": "run",

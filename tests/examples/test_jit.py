@@ -110,7 +110,7 @@ def test_e3_the_samples_are_those_of_the_recipe(ranking):
 
 def test_e4_shared_by_two_workers_the_scores_are_those_of_one(jit, ranking, shared):
     assert shared.returncode == 0, shared.stderr
-    assert "evaluating checkpoint-24.pth on cpu, cpu" in shared.stderr
+    assert "evaluating checkpoint-24.pth [model_ema1] on cpu, cpu" in shared.stderr
     (place,) = jit.json("rank", RUN, config="shared.yaml")["ranking"]
     assert place["variant"] == "model_ema1"
     for metric, value in places(ranking, 24)["model_ema1"].items():
