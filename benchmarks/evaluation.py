@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.scene import METRICS, SIDE, Scene, difference, make_scene, warm_worker
-from benchmarks.tools import Timing, median, show, time_process
+from benchmarks.scene import FIGURES, METRICS, SIDE, Scene, difference, figures, make_scene, ratios, warm_worker
+from benchmarks.tools import Timing, show, time_process
 
 AIM = 0.35
 BOUND = 180.0  # seconds after which nothing more begins, once there is one figure of each kind
@@ -49,22 +49,16 @@ def run(*, quick: bool = False, device: str = "cpu") -> None:
 def _show(
     images: int, device: str, first: Timing, ours: list[Timing], peers: dict[str, list[Timing]], apart: Scores,
 ) -> None:
-    def line(what: str, timings: list[Timing], ratios: tuple[str, str]) -> tuple[str, ...]:
-        wall = median([t.wall for t in timings])
-        return what, f"{wall:.1f} s", f"{images / wall:.1f}", ratios[0], f"{median([t.cpu for t in timings]):.1f} s", ratios[1]
-
     rows = [
-        line("ckptwatch, first: start, weights, reference", [first], ("", "")),
-        line(f"ckptwatch, each of {len(ours)} after it", ours, ("1", "1")),
+        figures("ckptwatch, first: start, weights, reference", [first], images),
+        figures(f"ckptwatch, each of {len(ours)} after it", ours, images, ("1", "1")),
     ]
     for name, timings in peers.items():
-        pairs = list(zip(ours, timings, strict=False))
-        if pairs:
-            wall, cpu = median([a.wall / b.wall for a, b in pairs]), median([a.cpu / b.cpu for a, b in pairs])
-            rows.append(line(f"{name} ({len(timings)})", timings, (f"{wall:.2f}", f"{cpu:.2f}")))
+        if timings:
+            rows.append(figures(f"{name} ({len(timings)})", timings, images, ratios(ours, timings)))
     show(
         f"Five scores of {images} PNG images of {SIDE} px, {images} reference images, {device}",
-        ("", "per checkpoint", "images/s", "ckptwatch / it", "CPU", "ckptwatch / it"), rows,
+        ("", *FIGURES), rows,
         (f"{', '.join(METRICS)}; aim: at most {AIM} against stock libraries",
          "largest relative difference of scores: " + ", ".join(f"{k} {v:.0e}" for k, v in apart.items())),
     )
@@ -83,7 +77,8 @@ def _stock(scene: Scene, number: int, device: str, *, cache: bool = False) -> tu
             timing = time_process(argv, Path.cwd(), env=scene.environment(), output=output)
         except RuntimeError as error:
             raise RuntimeError(f"{error}:\n{said.read_text()[-2000:]}") from error
-    return timing, json.loads(said.read_text().splitlines()[-1])
+    found = next(line for line in reversed(said.read_text().splitlines()) if line.startswith("{"))
+    return timing, json.loads(found)
 
 
 if __name__ == "__main__":

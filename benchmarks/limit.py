@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.scene import METRICS, SIDE, Scene, make_scene, warm_worker
-from benchmarks.tools import Timing, median, show
+from benchmarks.scene import FIGURES, METRICS, SIDE, Scene, figures, make_scene, ratios, warm_worker
+from benchmarks.tools import Timing, show
 
 AIM = 1.15
 BOUND = 200.0  # seconds after which no further round begins
@@ -45,20 +45,14 @@ def run(*, quick: bool = False, device: str = "cpu") -> None:
 
 
 def _show(images: int, device: str, ours: list[Timing], bare: list[Answer], words: dict[str, str]) -> None:
-    def line(what: str, timings: list[Timing], ratios: tuple[str, str] = ("", "")) -> tuple[str, ...]:
-        wall = median([t.wall for t in timings])
-        return what, f"{wall:.2f} s", f"{images / wall:.1f}", ratios[0], f"{median([t.cpu for t in timings]):.2f} s", ratios[1]
-
-    rows = [line(f"{name} ({how})", [_total(answer, (name,)) for answer in bare]) for name, how in words.items()]
+    rows = [figures(f"{name} ({how})", [_total(answer, (name,)) for answer in bare], images) for name, how in words.items()]
     for title, names in (("forward passes, stock modules", STOCK), ("forward passes, the least there is", STRICT)):
         sums = [_total(answer, names) for answer in bare]
-        pairs = list(zip(ours, sums, strict=True))
-        wall, cpu = median([a.wall / b.wall for a, b in pairs]), median([a.cpu / b.cpu for a, b in pairs])
-        rows.append(line(title, sums, (f"{wall:.2f}", f"{cpu:.2f}")))
-    rows.append(line("ckptwatch, a whole evaluation", ours, ("1", "1")))
+        rows.append(figures(title, sums, images, ratios(ours, sums)))
+    rows.append(figures("ckptwatch, a whole evaluation", ours, images, ("1", "1")))
     show(
         f"Five scores of {images} PNG images of {SIDE} px, {device}, {len(ours)} checkpoints",
-        ("", "median", "images/s", "ckptwatch / it", "CPU", "ckptwatch / it"), rows,
+        ("", *FIGURES), rows,
         (f"{', '.join(METRICS)}; aim: at most {AIM} against stock modules",
          f"the least there is: {', '.join(STRICT)} (trunk alone)"),
     )

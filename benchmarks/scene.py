@@ -10,7 +10,7 @@ import math
 import os
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.tools import Timing, environment
+from benchmarks.tools import Timing, environment, median
 from ckptwatch.model import MetricSpec, Networks, Recipe, Reference, Sampler
 from ckptwatch.workers.supervisor import Died, Pool, Report
 from ckptwatch.workers.wire import Failed, Job, Result
@@ -29,6 +29,7 @@ SIDE = 256            # px
 CLIP = "ViT-B-32"
 METRICS = ("fid", "inception_score", "kid", "lpips", "clip_score")
 PATIENCE = 600.0      # seconds for one evaluation
+FIGURES = ("per checkpoint", "images/s", "ckptwatch / it", "CPU", "ckptwatch / it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +213,20 @@ def _changed(mapping: Any, changes: Mapping[str, str]) -> Iterator[None]:
                 del mapping[key]
             if value is not None:
                 mapping[key] = value
+
+
+def figures(
+    what: str, timings: Sequence[Timing], images: int, shares: tuple[str, str] = ("", ""),
+) -> tuple[str, ...]:
+    """A row of a table with the columns FIGURES: medians by the clock and of all CPUs."""
+    wall, cpu = median([t.wall for t in timings]), median([t.cpu for t in timings])
+    return what, f"{wall:.2f} s", f"{images / wall:.1f}", shares[0], f"{cpu:.1f} s", shares[1]
+
+
+def ratios(ours: Sequence[Timing], peer: Sequence[Timing]) -> tuple[str, str]:
+    """Of what ran in the same round, medians. That of CPU time says more where the machine is shared."""
+    pairs = list(zip(ours, peer, strict=False))
+    return f"{median([a.wall / b.wall for a, b in pairs]):.2f}", f"{median([a.cpu / b.cpu for a, b in pairs]):.2f}"
 
 
 def difference(a: float, b: float) -> float:
