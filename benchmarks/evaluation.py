@@ -59,7 +59,7 @@ def _show(
     show(
         f"Five scores of {images} PNG images of {SIDE} px, {images} reference images, {device}",
         ("", *FIGURES), rows,
-        (f"{', '.join(METRICS)}; aim: at most {AIM} against stock libraries",
+        (f"{', '.join(METRICS)}; ratio: ckptwatch to it; aim: {AIM} to stock libraries",
          "largest relative difference of scores: " + ", ".join(f"{k} {v:.0e}" for k, v in apart.items())),
     )
 

@@ -53,7 +53,7 @@ def _show(images: int, device: str, ours: list[Timing], bare: list[Answer], word
     show(
         f"Five scores of {images} PNG images of {SIDE} px, {device}, {len(ours)} checkpoints",
         ("", *FIGURES), rows,
-        (f"{', '.join(METRICS)}; aim: at most {AIM} against stock modules",
+        (f"{', '.join(METRICS)}; ratio: ckptwatch to it; aim: {AIM} to stock modules",
          f"the least there is: {', '.join(STRICT)} (trunk alone)"),
     )
 

@@ -29,7 +29,7 @@ SIDE = 256            # px
 CLIP = "ViT-B-32"
 METRICS = ("fid", "inception_score", "kid", "lpips", "clip_score")
 PATIENCE = 600.0      # seconds for one evaluation
-FIGURES = ("per checkpoint", "images/s", "ckptwatch / it", "CPU", "ckptwatch / it")
+FIGURES = ("time", "images/s", "ratio", "CPU", "ratio")  # ckptwatch to it
 
 
 @dataclass(frozen=True, kw_only=True)
