@@ -1,5 +1,8 @@
 """A root with recorded checkpoints and the deleter at work on it."""
 
+import os
+import time
+
 from ckptwatch.apply.pruner import Pruner
 from ckptwatch.formats.base import Claim, claim_at, format_named
 from ckptwatch.model import Facts, RemovalState, Role, evolve
@@ -45,6 +48,9 @@ class Yard:
         for part, data in contents.items():
             (base / part).parent.mkdir(parents=True, exist_ok=True)
             (base / part).write_bytes(data)
+        settled = time.time() - 60  # as after a quiet time; the clock of files ticks in milliseconds
+        for place in (*(base / part for part in contents), base / "deep/er", base / "deep", base):
+            os.utime(place, (settled, settled))
         members = (top,) if kind == "directory" else tuple(base / m for m in ("deep", "meta.json", "model.bin"))
         path = top if kind == "directory" else base / "model.bin"
         claim = Claim(format="several", path=path, members=members, whole=kind == "directory")
