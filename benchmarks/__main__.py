@@ -4,7 +4,7 @@ import argparse
 import importlib
 
 ON_DEVICE = ("evaluation", "limit")
-NAMES = ("queue_latency", "status_time", "scan", "facts", "fid_maths", "memory", *ON_DEVICE)
+NAMES = ("queue_latency", "status_time", "scan", "log_lines", "log_ticks", "facts", "fid_maths", "memory", *ON_DEVICE)
 
 
 def main() -> None:

@@ -12,16 +12,20 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ckptwatch.contradictions import Place, contradictions, known_mode
-from ckptwatch.core.metrics import COMPOSITE, METRICS
+from ckptwatch.core.metrics import COMPOSITE
 from ckptwatch.errors import ConfigError
 from ckptwatch.model import (
     AliasRule,
     Composite,
     CompositeTerm,
     EvaluateRule,
+    EvaluationCommand,
+    HealthRule,
     KeepRules,
+    Logged,
     MetricSpec,
     Mode,
+    Monitor,
     Networks,
     Pipeline,
     Program,
@@ -30,10 +34,22 @@ from ckptwatch.model import (
     Reference,
     RunRule,
     Sampler,
+    evolve,
 )
 from ckptwatch.outline import config_text
-from ckptwatch.schema import ClipSection, Config, PipelineSection, ProgramSection, RecipeSection, RunSection
-from ckptwatch.settings import PublishRule, RootRule, Settings, WorkerRule, default_state_dir
+from ckptwatch.schema import (
+    ClipSection,
+    Config,
+    HealthSection,
+    KeepSection,
+    LoggedSection,
+    NotifySection,
+    PipelineSection,
+    ProgramSection,
+    RecipeSection,
+    RunSection,
+)
+from ckptwatch.settings import NotifyRule, PublishRule, RootRule, Settings, WorkerRule, default_state_dir
 
 
 def load_config(path: Path) -> Settings:
@@ -252,10 +268,16 @@ def _settings(config: Config, base: Path) -> Settings:
         workers=WorkerRule(devices=devices, **config.workers.model_dump(exclude={"devices"})),
         publish=PublishRule(json=config.publish.json_files, tensorboard=config.publish.tensorboard,
                             samples=config.publish.samples),
-        recipes=recipes,
+        recipes=recipes, notify=_notify(config.notify),
         runs=tuple(_run_rule(r, config) for r in config.runs),
         directory=base,
     )
+
+
+def _notify(section: list[str] | NotifySection) -> NotifyRule:
+    if isinstance(section, list):
+        return NotifyRule(to=tuple(section))
+    return NotifyRule(to=tuple(section.to), every=section.every, at_most=section.at_most)
 
 
 def _recipe(name: str, section: RecipeSection, absolute: Any) -> Recipe:
@@ -278,14 +300,15 @@ def _recipe(name: str, section: RecipeSection, absolute: Any) -> Recipe:
         terms = {k: CompositeTerm(weight=t.weight, low=t.range[0], high=t.range[1]) for k, t in section.composite.items()}
         composite = Composite(terms=terms, missing=section.composite_missing)
     sampler = section.sampler
-    images = sampler.images or ""
     return Recipe(
         name=name,
-        sampler=Sampler(command=tuple(sampler.command or ()), factory=sampler.factory or "", options=sampler.options,
-                        images=images, timeout=sampler.timeout, diffusers=_pipeline(sampler.diffusers, absolute),
-                        program=_program(sampler.program, path)),
+        sampler=Sampler() if sampler is None else Sampler(
+            command=tuple(sampler.command or ()), factory=sampler.factory or "", options=sampler.options,
+            images=sampler.images or "", timeout=sampler.timeout, diffusers=_pipeline(sampler.diffusers, absolute),
+            program=_program(sampler.program, path)),
+        command=_command(section, path), logged=_logged(section.logged) if section.logged is not None else None,
         metrics=tuple(
-            MetricSpec(name=m, mode=METRICS[m].mode) if isinstance(m, str)
+            MetricSpec(name=m, mode=known_mode(m, section)) if isinstance(m, str)
             else MetricSpec(name=m.name, function=m.function or "", mode=m.mode)
             for m in section.metrics
         ),
@@ -306,6 +329,19 @@ def _recipe(name: str, section: RecipeSection, absolute: Any) -> Recipe:
     )
 
 
+def _command(section: RecipeSection, path: Any) -> EvaluationCommand | None:
+    if section.command is None:
+        return None
+    return EvaluationCommand(
+        argv=tuple(word if isinstance(word, str) else tuple(word) for word in section.command), result=section.result or "",
+        timeout=section.timeout, csv_input=path(section.csv_input), max_samples=section.max_samples,
+        log_samples=section.log_samples, log_interval=section.log_interval, log_max_samples=section.log_max_samples)
+
+
+def _logged(section: LoggedSection) -> Logged:
+    return Logged(files=tuple(section.files), step=section.step or "", epoch=section.epoch or "", attach=section.attach)
+
+
 def _pipeline(section: PipelineSection | None, absolute: Any) -> Pipeline | None:
     if section is None:
         return None
@@ -323,22 +359,47 @@ def _program(section: ProgramSection | None, path: Any) -> Program | None:
 
 
 def _run_rule(section: RunSection, config: Config) -> RunRule:
-    evaluate = None
-    if section.evaluate and section.evaluate.enabled:
+    evaluate, recipe = None, config.recipes.get(section.evaluate.recipe) if section.evaluate else None
+    logged = section.logged
+    if recipe is not None and recipe.logged is not None:
+        logged = recipe.logged  # nothing is run for it: its checkpoints are ranked by what training logged
+    elif section.evaluate and section.evaluate.enabled:
         variants = ("all",) if section.evaluate.variants == "all" else tuple(section.evaluate.variants)
         asked = section.evaluate
         evaluate = EvaluateRule(recipe=asked.recipe, every=asked.every, every_steps=asked.every_steps,
                                 every_epochs=asked.every_epochs, final=asked.final, variants=variants)
     rank = None
     if section.rank:
-        recipe = config.recipes.get(section.evaluate.recipe) if section.evaluate else None
         mode = section.rank.mode or known_mode(section.rank.by, recipe)
-        rank = RankRule(by=section.rank.by, mode=mode or Mode.MIN, ties=section.rank.ties)
+        rank = RankRule(by=section.rank.by, mode=mode or Mode.MIN, ties=section.rank.ties, period=section.rank.period)
+    keep = _keep(section.keep, rank, recipe) if section.keep else None
+    if rank is None and keep is not None and keep.monitors:
+        rank = keep.monitors[0].rule  # what is shown as the best
     return RunRule(
-        match=section.match, expect=tuple(section.expect), evaluate=evaluate, rank=rank,
-        keep=KeepRules(**section.keep.model_dump()) if section.keep else None,
+        match=section.match, expect=tuple(section.expect), expect_logged=tuple(section.expect_logged),
+        logged=_logged(logged), health=_health(section.health), evaluate=evaluate, rank=rank,
+        keep=keep,
         grace=section.trash.grace, approve_over=section.approve_over,
         aliases=AliasRule(directory=section.aliases.dir, best=section.aliases.best or None,
-                          last=section.aliases.last or None),
+                          last=section.aliases.last or None, monitors=section.aliases.monitors or None),
         ended_after=section.ended_after,
     )
+
+
+def _keep(section: KeepSection, rank: RankRule | None, recipe: RecipeSection | None) -> KeepRules:
+    values = section.model_dump(exclude={"best"})
+    if not isinstance(section.best, dict):
+        return KeepRules(best=section.best, **values)
+    monitors = []
+    for metric, wanted in section.best.items():
+        count, mode = (wanted, None) if isinstance(wanted, int) else (wanted.count, wanted.mode)
+        known = mode or (rank.mode if rank is not None and rank.by == metric else known_mode(metric, recipe)) or Mode.MIN
+        rule = RankRule(by=metric, mode=known)
+        monitors.append(Monitor(rule=evolve(rule, ties=rank.ties, period=rank.period) if rank else rule, best=count))
+    return KeepRules(monitors=tuple(monitors), **values)
+
+
+def _health(section: HealthSection | bool) -> HealthRule:
+    if isinstance(section, bool):
+        return HealthRule(enabled=False)
+    return HealthRule(**{**section.model_dump(), "ignore": tuple(section.ignore)})

@@ -7,9 +7,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from ckptwatch.core.logged import direction
 from ckptwatch.core.metrics import COMPOSITE, METRICS, MetricInfo
-from ckptwatch.core.placeholders import COMMAND, IMAGES, NEEDS, examine_pattern
+from ckptwatch.core.placeholders import COMMAND, EVALUATION, IMAGES, NEEDS, examine_pattern
 from ckptwatch.model import Mode
+from ckptwatch.publish.notify import form_problem
 from ckptwatch.schema import Config, MetricSection, RecipeSection, RunSection
 
 METRICS_GROUP = "ckptwatch.metrics"  # entry points: metric name → function of the images
@@ -26,6 +28,10 @@ def contradictions(config: Config, base: Path) -> Iterator[tuple[Place, str]]:
         seen.add(root)
         if config.state_dir and Path(os.path.normpath(base / config.state_dir)).is_relative_to(root):
             yield ("state_dir",), f"it lies below the watched root {root}, among what trainers write: put it elsewhere"
+    entries = config.notify if isinstance(config.notify, list) else config.notify.to
+    for i, entry in enumerate(entries):
+        if problem := form_problem(entry):
+            yield ("notify", i) if isinstance(config.notify, list) else ("notify", "to", i), problem
     for name, recipe in config.recipes.items():
         for key, problem in _recipe_contradictions(recipe):
             yield ("recipes", name, *key), problem
@@ -41,7 +47,9 @@ def _recipe_contradictions(recipe: RecipeSection) -> Iterator[tuple[Place, str]]
         if name in names:
             yield ("metrics", i), f"metric `{name}` is listed twice"
         names.append(name)
-        if isinstance(metric, MetricSection):
+        if recipe.sampler is None:
+            yield from ((("metrics", i), problem) for problem in _answered_metric(metric, recipe))
+        elif isinstance(metric, MetricSection):
             yield from ((("metrics", i), problem) for problem in _own_metric(metric))
         elif (info := METRICS.get(name)) is None:
             near = difflib.get_close_matches(name, METRICS, n=1)
@@ -61,11 +69,27 @@ def _recipe_contradictions(recipe: RecipeSection) -> Iterator[tuple[Place, str]]
     yield from _placeholders(recipe)
 
 
+def _answered_metric(metric: str | MetricSection, recipe: RecipeSection) -> Iterator[str]:
+    """One that a program answers or that training logs: all there is to know of it is which direction is better."""
+    name = metric if isinstance(metric, str) else metric.name
+    if name == COMPOSITE:
+        yield f"`{name}` is the name of a built-in metric; give yours another"
+    elif isinstance(metric, MetricSection) and metric.function is not None:
+        yield "function: only in a recipe with a sampler, whose images it is a function of"
+    elif known_mode(name, recipe) is None:
+        yield f"say which direction of `{name}` is better: {{name: {name}, mode: min}}, or mode: max"
+
+
 def _placeholders(recipe: RecipeSection) -> Iterator[tuple[Place, str]]:
     sampler = recipe.sampler
-    patterns: list[tuple[Place, str, Mapping[str, Any]]] = [
-        (("sampler", "command", i), word, COMMAND) for i, word in enumerate(sampler.command or ())]
-    patterns += [(("sampler", "images"), sampler.images, IMAGES)] if sampler.images else []
+    patterns: list[tuple[Place, str, Mapping[str, Any]]] = []
+    if sampler is not None:
+        patterns = [(("sampler", "command", i), word, COMMAND) for i, word in enumerate(sampler.command or ())]
+        patterns += [(("sampler", "images"), sampler.images, IMAGES)] if sampler.images else []
+    for i, words in enumerate(recipe.command or ()):
+        for word in [words] if isinstance(words, str) else words:
+            if problem := examine_pattern(word, EVALUATION)[0]:
+                yield ("command", i), problem
     for place, pattern, values in patterns:
         problem, asked = examine_pattern(pattern, values)
         if problem:
@@ -107,7 +131,8 @@ def _run_contradictions(run: RunSection, config: Config) -> Iterator[tuple[Place
     if run.rank and recipe:
         names = [m if isinstance(m, str) else m.name for m in recipe.metrics]
         names += [COMPOSITE] if recipe.composite else []
-        if run.rank.by not in names:
+        # What training logs may be ranked by beside a recipe's metrics; what it will log, nobody knows before it did.
+        if run.rank.by not in names and (recipe.logged is None or recipe.metrics):
             near = difflib.get_close_matches(run.rank.by, names, n=1)
             yield ("rank", "by"), (
                 f"recipe `{run.evaluate.recipe if run.evaluate else ''}` cannot yield `{run.rank.by}`; it yields "
@@ -115,21 +140,34 @@ def _run_contradictions(run: RunSection, config: Config) -> Iterator[tuple[Place
     if run.rank and run.rank.mode is None and known_mode(run.rank.by, recipe) is None:
         yield ("rank", "by"), f"say which direction of `{run.rank.by}` is better: mode: min or max"
     if run.rank and run.rank.mode is not None:
-        known = known_mode(run.rank.by, recipe)
+        known = declared_mode(run.rank.by, recipe)
         if known is not None and known != run.rank.mode:
             yield ("rank", "mode"), f"`{run.rank.by}` is better when {_WORD[known]}, mode {run.rank.mode} contradicts that"
-    if run.keep and run.keep.best is not None and run.keep.best > 0 and run.rank is None:
+    best = run.keep.best if run.keep else None
+    for metric, wanted in best.items() if isinstance(best, dict) else ():
+        own = None if isinstance(wanted, int) else wanted.mode
+        ranked = run.rank.mode if run.rank and run.rank.by == metric else None
+        if (own or ranked or known_mode(metric, recipe)) is None:
+            yield ("keep", "best", metric), (
+                f"say which direction of `{metric}` is better: {metric}: {{count: 1, mode: min}}, or mode: max")
+    if isinstance(best, int) and best > 0 and run.rank is None:
         yield ("keep", "best"), "keeping the best needs a rank: section that says best by what"
 
 
 _WORD = {Mode.MIN: "lower", Mode.MAX: "higher"}
 
 
-def known_mode(metric: str, recipe: RecipeSection | None) -> Mode | None:
+def declared_mode(metric: str, recipe: RecipeSection | None) -> Mode | None:
+    """Which direction is better by what the metric is, or by what the recipe says."""
     if metric == COMPOSITE:
         return Mode.MAX
     for spec in recipe.metrics if recipe else ():
         if isinstance(spec, MetricSection) and spec.name == metric:
             return spec.mode
-    info = METRICS.get(metric)
+    info = METRICS.get(metric) if recipe is None or recipe.sampler is not None else None
     return info.mode if info else None
+
+
+def known_mode(metric: str, recipe: RecipeSection | None) -> Mode | None:
+    """The same; of what a program answers or training logs also by the words in its name."""
+    return declared_mode(metric, recipe) or (direction(metric) if recipe is None or recipe.sampler is None else None)

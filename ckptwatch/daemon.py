@@ -22,8 +22,11 @@ from ckptwatch.errors import CkptwatchError, StateError
 from ckptwatch.model import EvaluationState, to_plain
 from ckptwatch.settings import Settings
 from ckptwatch.stages.evaluation import EvaluationStage
+from ckptwatch.stages.health import HealthStage
 from ckptwatch.stages.intake import Intake
 from ckptwatch.stages.keeping import KeepingStage
+from ckptwatch.stages.logs import LogStage
+from ckptwatch.stages.telling import Teller
 from ckptwatch.store import evaluations, heartbeat, runs
 from ckptwatch.store.database import open_writing
 from ckptwatch.watch.observer import Observer
@@ -32,6 +35,7 @@ from ckptwatch.workers.supervisor import Died, Said
 log = logging.getLogger(__name__)
 
 PULSE = 1.0        # seconds between looks at what falls due: settling files, time limits, retries
+LOOK = 2.0         # seconds between looks at the logs of training
 GATHER = 0.2       # seconds in which hints about one directory are taken together
 HEARTBEAT = 15.0   # seconds between signs of life in the database
 ROUND = 15.0       # seconds between looks at what depends on time alone: grace periods, `within`, refused removals
@@ -73,6 +77,8 @@ class Daemon:
         self._scan: set[Path] = set()
         self._last_beat = 0.0
         self._last_round = -ROUND
+        self._last_look = -LOOK
+        self._to_the_end = False  # nobody writes any more: half a line at the end of a log is a line
         self._observer: Observer | None = None
         self._stop: Stop | None = None
         self._trouble = ""  # why the database cannot be written, if so
@@ -102,6 +108,7 @@ class Daemon:
         self._open()
         try:
             self._scan.update(self._intakes)
+            self._to_the_end = True
             deadline: dict[Path, float] = {}
             while self._stop is None:
                 self._work()
@@ -110,6 +117,7 @@ class Daemon:
                 self._take(timeout=0.2)
             if self._stop is None:
                 self._keeping.end_silent_runs(now=time.time(), at_once=True)
+                self._teller.tell(now=time.time())
             with self._db.read() as conn:
                 failed = len(evaluations.in_state(conn, EvaluationState.FAILED))
             return failed + sum(bool(intake.problem) for intake in self._intakes.values())
@@ -136,6 +144,9 @@ class Daemon:
                 for rule in self.settings.roots
             }
             self._evaluation = EvaluationStage(self._db, self.settings, self._queue.put)
+            self._logs = LogStage(self._db, self.settings)
+            self._health = HealthStage(self._db, self.settings)
+            self._teller = Teller(self._db, self.settings.notify)
             self._keeping = KeepingStage(self._db, self.settings, self._intakes, dry_run=self._dry_run)
             self._commands = Commands(self._db, self.settings, self._keeping, self._intakes, self._dirty.add)
             self._evaluation.recover(now=now)
@@ -143,6 +154,7 @@ class Daemon:
                 intake.check(now=now)
                 self._keeping.recover(root, now=now)  # before the first scan takes a half-done removal for a loss
             self._evaluation.refresh_recipes(now=now)
+            self._logs.refresh()
             with self._db.read() as conn:
                 self._dirty.update(r.id for r in runs.all_runs(conn))
         except BaseException:
@@ -153,6 +165,8 @@ class Daemon:
         now = time.time()
         try:
             self._evaluation.stop(now=now)
+            self._health.close()
+            self._teller.close()
             self._keeping.close()
             with self._db.write() as conn:
                 heartbeat.stop(conn, now=now, last_words=why)
@@ -189,7 +203,7 @@ class Daemon:
         """Until the next thing falls due, at most a pulse."""
         if self._trouble:
             return PULSE  # what is due could not be done; do not try again at once
-        if self._dirty:
+        if self._dirty or self._logs.pending:
             return 0.0
         now, mono = time.time(), time.monotonic()
         due = [d - now for i in self._intakes.values() if (d := i.recheck_at) is not None]
@@ -236,6 +250,7 @@ class Daemon:
             self._scan.discard(root)
             self._hints = {k: v for k, v in self._hints.items() if k[0] != root}
             self._look_at_root(root, now)
+            self._logs.refresh()
             if self._evaluation.refresh_recipes(now=now):
                 self._everything_dirty()
         for key in [k for k, due in self._hints.items() if due <= mono]:
@@ -245,10 +260,17 @@ class Daemon:
         for intake in self._intakes.values():
             if (due := intake.recheck_at) is not None and due <= now:
                 self._dirty |= intake.settle(now=now)
+        self._logs.changed(self._dirty)
+        if mono - self._last_look >= LOOK or self._logs.pending or self._to_the_end:
+            self._last_look = mono
+            self._dirty |= self._logs.look(mono=time.monotonic, now=now, final=self._to_the_end)
+        self._health.changed(self._dirty | self._logs.take_grown())
+        self._look_after(now)
         if mono - self._last_round >= ROUND:
             self._last_round = mono
             self._dirty |= self._keeping.purge_due(now=now) | self._keeping.time_dependent()
-            self._keeping.end_silent_runs(now=now)
+            self._health.changed(self._keeping.end_silent_runs(now=now))
+            self._teller.tell(now=now)
         while self._dirty and self._stop is None:
             self._process(self._dirty.pop(), now)
         self._dirty |= self._keeping.more()
@@ -258,6 +280,13 @@ class Daemon:
             self._last_beat = mono
             with self._db.write() as conn:
                 heartbeat.beat(conn, now=now)
+
+    def _look_after(self, now: float) -> None:
+        """Is training well?"""
+        self._health.scan_weights(now=now)
+        for news in self._health.look(now=now, at_once=self._to_the_end):
+            self._keeping.draw_alarms(news)
+            self._dirty.add(news.run.id)  # where to go back to is kept
 
     def _look_at_root(self, root: Path, now: float) -> None:
         intake = self._intakes[root]
@@ -284,7 +313,9 @@ class Daemon:
 
     def _busy(self, deadline: dict[Path, float]) -> bool:
         """For --once: is there still something to wait for? A file that is written without end is given up."""
-        if self._scan or self._dirty or any(w.job for w in self._evaluation.pool.workers):
+        if self._scan or self._dirty or self._logs.pending or self._health.pending:
+            return True
+        if any(w.job for w in self._evaluation.pool.workers):
             return True
         with self._db.read() as conn:
             stands = heartbeat.recipe_stands(conn)

@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+GRACE = 60.0  # seconds for a worker to end a command and to tell
+
 
 def evaluate_now(
     settings: Settings, checkpoint: Path, recipe: Recipe, *, variant: str, device: str | None, keep: Path | None,
-    screen: "Console", run: str = "", facts: Facts | None = None,
+    screen: "Console", run: str = "", facts: Facts | None = None, directory: Path | None = None,
 ) -> Result:
-    """The result of one attempt; with `keep`, generated samples are copied there.
+    """The result of one attempt; with `keep`, generated samples, or pairs that a command showed, are copied there.
 
-    `run` is the name of the checkpoint's run, by default that of its directory; `facts` are what is known of it.
+    `run` is the name of the checkpoint's run, by default that of its directory; `facts` are what is known of it. Commands
+    and modules are looked for in `directory`, by default the configuration's.
 
     Raises EvaluationError with the worker's words, and the end of its log, if it fails.
     """
@@ -38,10 +41,10 @@ def evaluate_now(
         cache = Path(scratch) / "cache"
         if (settings.state_dir / "cache").is_dir():
             cache = settings.state_dir / "cache"  # reference statistics the daemon has already
-        for directory in (work, cache):
-            directory.mkdir(exist_ok=True)
+        for made in (work, cache):
+            made.mkdir(exist_ok=True)
         log = Path(scratch) / "eval.log"
-        pool = Pool(devices=devices, report=reports.put, log_dir=Path(scratch), directory=settings.directory,
+        pool = Pool(devices=devices, report=reports.put, log_dir=Path(scratch), directory=directory or settings.directory,
                     threads=settings.workers.threads)
         job = Job(job="0#1", checkpoint=checkpoint, format=facts.format if facts else "",
                   run=run or checkpoint.parent.name, step=facts.step if facts else None,
@@ -51,7 +54,9 @@ def evaluate_now(
         try:
             for worker, part in zip(pool.workers, parts_of(job, len(pool.workers)), strict=False):
                 pool.assign(worker, part, time.monotonic())
-            result = _wait(pool, reports, settings.workers.timeout, log, screen)
+            # The command has a limit of its own, and its words about it are better.
+            limit = max(settings.workers.timeout, recipe.command.timeout + GRACE if recipe.command is not None else 0.0)
+            result = _wait(pool, reports, limit, log, screen)
         finally:
             pool.close()
         if keep is not None and result.samples is not None:

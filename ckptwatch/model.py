@@ -129,6 +129,20 @@ class FailureKind(StrEnum):
     INTERNAL = "internal"            # a fault of ckptwatch
 
 
+class AlarmKind(StrEnum):
+    """What can be wrong with a training run."""
+
+    LOSS_SPIKE = "loss_spike"          # a loss far above its recent average
+    METRIC_DROP = "metric_drop"        # a metric far below its best
+    NOT_FINITE = "not_finite"          # NaN or Inf in a logged value
+    WEIGHTS = "weights_not_finite"     # NaN or Inf in the weights of a checkpoint
+    PLATEAU = "plateau"                # a loss that has stopped falling
+    DIVERGENCE = "divergence"          # a loss that rises for good
+    OVERFITTING = "overfitting"        # validation worsens while the training loss falls
+    STUCK = "stuck_at_zero"            # a metric that has never been anything but 0
+    STALLED = "stalled"                # no checkpoint for a multiple of the usual interval
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """What makes a re-written file a different checkpoint, without reading tensors."""
@@ -178,6 +192,7 @@ class Checkpoint:
     keys: tuple[str, ...] = ()  # top-level entries; () where the format cannot tell
     found_at: float
     pinned_by: str | None = None  # who, and why: "alice: used in the paper"
+    logged: Mapping[str, "Attached"] = field(default_factory=dict)  # from the run's logs, by name; never what `metrics` has
 
     @property
     def entries(self) -> tuple[Path, ...]:
@@ -192,6 +207,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attached:
+    """A logged value that belongs to a checkpoint, and where it stood."""
+
+    value: float
+    step: int | None
+    epoch: float | None
+    source: str  # "metrics.csv": the log's path below the run's directory
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """One measured metric. `low` and `high` bound the value at this sample count (95 %), where a method is honest."""
 
@@ -202,6 +227,7 @@ class Score:
     n: int | None = None  # samples it rests on
     mode: Mode | None = None
     definition: str = ""  # e.g. "max(cos, 0), mean over pairs"
+    source: str = ""      # of a logged value: "metrics.csv, step 400"; "": measured by an evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +301,32 @@ class Sampler:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationCommand:
+    """The user's own evaluation program: it is given a checkpoint and answers with metrics as JSON."""
+
+    # argv with {checkpoint} {run} {metadata} {lora} {csv_input} {max_samples} {out_dir} …; words that stand together in a
+    # tuple are left out where a placeholder in them has no value: (("--csv", "{csv_input}"),)
+    argv: tuple[str | tuple[str, ...], ...]
+    result: str = ""                # file below {out_dir} with the metrics; "": the last line of standard output
+    timeout: float = 3600.0         # seconds
+    csv_input: Path | None = None
+    max_samples: int | None = None
+    log_samples: bool = False       # keep pairs of prediction and target
+    log_interval: int = 1           # every n-th of them
+    log_max_samples: int = 20       # at most so many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """Which of the trainer's own logs count, and how their values find their checkpoints."""
+
+    files: tuple[str, ...] = ()     # glob patterns below the run's directory; (): those that are found there
+    step: str = ""                  # columns or keys that hold the step and the epoch; "": the usual ones
+    epoch: str = ""
+    attach: str = "not_later"       # or "exact", "nearest", "carry": see ckptwatch.core.attaching
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reference:
     images: Path | None = None  # directory of reference images
     stats: Path | None = None   # mu (d,) and sigma (d, d): npz of pytorch-fid, clean-fid, JiT, ADM; pkl of EDM2
@@ -330,11 +382,14 @@ class Composite:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to evaluate. Its digest (ckptwatch.recipes) makes scores comparable; the composite is not part of it,
-    because composites are recomputed from stored scores."""
+    """How to evaluate: by images of a sampler, by a program of the user's own, or by what training logged. Its digest
+    (ckptwatch.recipes) makes scores comparable; the composite is not part of it, because composites are recomputed from
+    stored scores."""
 
     name: str
-    sampler: Sampler
+    sampler: Sampler = field(default_factory=Sampler)
+    command: EvaluationCommand | None = None  # instead of a sampler
+    logged: Logged | None = None              # instead of both: nothing is run
     metrics: tuple[MetricSpec, ...]
     samples: int = 2000
     seed: int = 0
@@ -348,6 +403,10 @@ class Recipe:
     composite: Composite | None = None
     keep_samples: int = 20  # images kept for people (num_evaluation_samples)
     version: int = 1        # raise it when the sampler's code changed so that old scores no longer compare
+
+    @property
+    def kind(self) -> str:
+        return "command" if self.command is not None else "logged" if self.logged is not None else "images"
 
 
 # ---- what to do with a run ------------------------------------------------------------------------------------------
@@ -368,13 +427,23 @@ class RankRule:
     by: str
     mode: Mode
     ties: str = "newest"  # or "oldest"
+    period: int = 1       # only checkpoints of every n-th epoch take a place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """One more metric by which the best are kept, with a ranking and an alias of its own."""
+
+    rule: RankRule
+    best: int  # −1 keeps all, 0 none, k the k best
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeepRules:
     """Any rule that matches keeps. None switches a rule off."""
 
-    best: int | None = None          # −1 keeps all, 0 none, k the k best
+    best: int | None = None          # −1 keeps all, 0 none, k the k best, by the run's rank rule
+    monitors: tuple[Monitor, ...] = ()  # by other metrics
     last: int | None = None
     every_steps: int | None = None   # one per so many steps, for good: milestones
     every_epochs: int | None = None
@@ -386,6 +455,25 @@ class AliasRule:
     directory: Path | None = None  # below the run; None is <root>/.ckptwatch/<run>/
     best: str | None = "best{suffix}"  # {suffix} {metric} {value} {step} {epoch}
     last: str | None = "last{suffix}"
+    monitors: str | None = "best_{metric}{suffix}"  # one for each monitor of the keep rules
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthRule:
+    """When training counts as ill. None switches a check off."""
+
+    enabled: bool = True
+    loss_spike: float | None = 2.0      # times the recent average of a loss
+    metric_drop: float | None = 0.05    # below the best of a metric, in its own units
+    not_finite: bool = True             # NaN or Inf in what is logged
+    weights: bool = True                # and in the weights of new checkpoints, which are read whole for it
+    window: int = 50                    # points that count as recent
+    plateau: int | None = 500           # points over which a loss has not fallen
+    divergence: bool = True
+    overfitting: int | None = 5         # validations in a row that worsen while the training loss falls
+    stuck: int | None = 5               # validations that are all exactly 0
+    stalled: float | None = 3.0         # times the usual interval of checkpoints
+    ignore: tuple[str, ...] = ()        # glob patterns of logged names that are not looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,6 +482,9 @@ class RunRule:
 
     match: str = "*"
     expect: tuple[str, ...] = ()    # top-level entries every checkpoint should have: "model", "model_ema1", "optimizer"
+    expect_logged: tuple[str, ...] = ()  # names its logs should have: "loss_kpt", "loss_cls"
+    logged: Logged = field(default_factory=Logged)
+    health: HealthRule = field(default_factory=HealthRule)
     evaluate: EvaluateRule | None = None
     rank: RankRule | None = None
     keep: KeepRules | None = None   # None: nothing is ever removed
@@ -401,6 +492,14 @@ class RunRule:
     approve_over: float = 0.5       # a plan that removes a larger part of a run waits for `approve`
     aliases: AliasRule = field(default_factory=AliasRule)
     ended_after: float = 3600.0     # seconds without a new checkpoint after which a run counts as ended
+
+    @property
+    def best_count(self) -> int | None:
+        """How many of the best by its rank rule are kept; None where no rule says so."""
+        if self.keep is None or self.rank is None:
+            return None
+        own = (m.best for m in self.keep.monitors if m.rule.by == self.rank.by)
+        return self.keep.best if self.keep.best is not None else next(own, None)
 
 
 # ---- decisions ------------------------------------------------------------------------------------------------------
@@ -455,7 +554,9 @@ class RetentionFacts:
 
     checkpoint: Checkpoint
     rank: int | None = None          # best place among its variants
+    ranks: Mapping[str, int] = field(default_factory=dict)  # the same by each monitor's metric
     unranked: str = ""               # why it has none, where a rank was wanted
+    unranked_by: Mapping[str, str] = field(default_factory=dict)  # the same by each monitor's metric
     deliberately_unranked: bool = False  # `every` leaves it out: no rank is owed, the other rules decide
     awaits: str = ""                 # "evaluation pending", "evaluation running": never removed meanwhile
     protected: tuple[str, ...] = ()  # what else forbids removal: "best.pt points here"
@@ -530,6 +631,44 @@ class Run:
     created_at: float
     ended_at: float | None = None
     approved: frozenset[int] = frozenset()  # checkpoints whose removal a person approved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Symptom:
+    """What looks ill at this moment. Equal `kind` and `subject`: the same alarm, perhaps grown worse."""
+
+    kind: AlarmKind
+    subject: str                 # the logged name, or the checkpoint
+    message: str                 # what was seen, with its numbers: "loss 4.81 at step 1,200 is 6.2 × its average 0.78"
+    numbers: Mapping[str, float] = field(default_factory=dict)  # {"current": 4.81, "average": 0.78, "ratio": 6.2}
+    causes: tuple[str, ...] = ()  # likely ones, most likely first
+    step: int | None = None      # since when, where that is known
+    epoch: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A symptom from its first sight to its end."""
+
+    id: int
+    run_id: int
+    symptom: Symptom
+    go_back_to: Path | None      # the checkpoint from which training was still well
+    opened_at: float
+    updated_at: float
+    closed_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightScan:
+    """What reading all weights of a checkpoint found."""
+
+    state: str                   # "finite", "not_finite", "unreadable", "unsupported"
+    tensors: int = 0             # looked at
+    bytes: int = 0
+    bad: Mapping[str, int] = field(default_factory=dict)  # tensor → how many of its numbers are NaN or Inf, the first 20
+    bad_tensors: int = 0
+    words: str = ""              # why it could not be done
 
 
 @dataclass(frozen=True, kw_only=True)

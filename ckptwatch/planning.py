@@ -14,9 +14,9 @@ from ckptwatch.apply.places import run_dir
 from ckptwatch.core.aliasing import plan_aliases
 from ckptwatch.core.composite import composite_score
 from ckptwatch.core.dispatch import due, knows_its_place
-from ckptwatch.core.logged import choose_metric
-from ckptwatch.core.metrics import COMPOSITE, METRICS
-from ckptwatch.core.ranking import best_ranks, rank
+from ckptwatch.core.logged import choose_metric, direction
+from ckptwatch.core.metrics import COMPOSITE
+from ckptwatch.core.ranking import best_ranks, out_of_turn, rank
 from ckptwatch.core.retention import plan_retention
 from ckptwatch.influences import Influences
 from ckptwatch.model import (
@@ -26,6 +26,7 @@ from ckptwatch.model import (
     Contender,
     Evaluation,
     EvaluationState,
+    Place,
     Ranking,
     RankRule,
     Recipe,
@@ -39,11 +40,13 @@ from ckptwatch.model import (
 )
 from ckptwatch.protection import alias_problem, protected
 from ckptwatch.settings import Settings
-from ckptwatch.store import checkpoints, evaluations
+from ckptwatch.store import alarms, checkpoints, evaluations
 from ckptwatch.store.database import Connection
 from ckptwatch.store.heartbeat import RecipeStand, recipe_stands
+from ckptwatch.store.logs import attached_in
 
 _COPIES = (Role.BEST, Role.LAST)
+LOGGED = "logged by the trainer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,7 @@ class Assessment:
     contenders: tuple[Contender, ...]
     ranking: Ranking | None
     plan: RetentionPlan
+    monitored: tuple[Ranking, ...]   # by each monitor of the keep rules
     aliases: tuple[Alias, ...]
     alias_problem: str               # why they may not be set where the configuration wants them
     due: tuple[Due, ...]
@@ -81,9 +85,12 @@ def assess(conn: Connection, run: Run, settings: Settings, *, now: float) -> Ass
     rule = settings.rule_for(run.name)
     recipe = settings.recipes.get(rule.evaluate.recipe) if rule.evaluate else None
     stand = recipe_stands(conn).get(recipe.name) if recipe else None
-    known = checkpoints.of_run(conn, run.id)
+    logged = attached_in(conn, run.id)
+    known = tuple(evolve(c, logged=logged[c.id]) if c.id in logged else c for c in checkpoints.of_run(conn, run.id))
     done = evaluations.of_checkpoints_in(conn, run.id)
-    return _assess(run, rule, recipe, stand, known, done, influences_in(settings.state_dir), now)
+    ill = {a.go_back_to: str(a.symptom.kind) for a in alarms.of_run(conn, run.id, open_only=True)
+           if a.go_back_to and rule.health.enabled}
+    return _assess(run, rule, recipe, stand, known, done, ill, influences_in(settings.state_dir), now)
 
 
 @cache
@@ -94,29 +101,33 @@ def influences_in(state_dir: Path) -> Influences:
 
 def _assess(
     run: Run, rule: RunRule, recipe: Recipe | None, stand: RecipeStand | None, known: tuple[Checkpoint, ...],
-    done: tuple[Evaluation, ...], influences: Influences, now: float,
+    done: tuple[Evaluation, ...], ill: Mapping[Path, str], influences: Influences, now: float,
 ) -> Assessment:
     living = tuple(c for c in known if c.state in checkpoints.LIVING)
-    if rule == RunRule():  # nothing is configured for this run: show what its trainer logged
-        rule = evolve(rule, rank=choose_metric(living))
+    if rule.rank is None and rule.evaluate is None and rule.keep is None:
+        rule = evolve(rule, rank=choose_metric(living))  # nobody said by what: show what its trainer logged
     whole = tuple(c for c in living if c.state is CheckpointState.COMPLETE)
     digest = stand.digest if stand else None
     wanted, skipped = _wanted(known, rule, recipe)
     contenders = _contenders(living, done, rule, recipe, digest, wanted, skipped)
     ranking = rank(contenders, rule=rule.rank, digest=digest, composite=recipe.composite if recipe else None,
                    difference_error=influences.difference_error) if rule.rank else None
-    best = ranking.best if ranking else None
+    monitors = rule.keep.monitors if rule.keep else ()
+    monitored = tuple(
+        rank(contenders, rule=m.rule, digest=digest, composite=recipe.composite if recipe else None,
+             difference_error=influences.difference_error) for m in monitors)
     by_id = {c.id: c for c in living}
     last = max((c for c in whole if c.role not in (Role.LAST, Role.BEST)), key=lambda c: (*c.order, c.id), default=None)
     # A link to the trainer's own rolling copy would be gone, or mean something else, when that is overwritten.
-    lasting = next((p for p in ranking.places if by_id[p.contender.checkpoint_id].role not in _COPIES), best) \
-        if ranking else None
+    lasting = _lasting(ranking, by_id) if ranking else None
+    best_by = [(p, by_id[p.contender.checkpoint_id]) for r in monitored if (p := _lasting(r, by_id)) is not None]
     aliases = plan_aliases(
         directory=_alias_dir(run, rule), rule=rule.aliases, best=lasting,
-        best_checkpoint=by_id[lasting.contender.checkpoint_id] if lasting else None, last=last)
+        best_checkpoint=by_id[lasting.contender.checkpoint_id] if lasting else None, last=last, monitored=best_by)
     left_out = {c.id for c in living if c.id in skipped and rule.evaluate is not None
                 and knows_its_place(rule=rule.evaluate, step=c.step, epoch=c.epoch)}
-    facts = _facts(run, living, ranking, done, digest, wanted, left_out, aliases)
+    left_out |= {c.id for c in living if c.epoch is not None and rule.rank is not None and out_of_turn(rule.rank, c.epoch)}
+    facts = _facts(run, living, (ranking, monitored), done, digest, wanted, left_out, aliases, ill)
     plan = plan_retention(
         facts, rules=rule.keep, ranking_wanted=bool(rule.keep and rule.keep.best is not None and rule.keep.best > 0),
         approve_over=rule.approve_over, approved=run.approved, now=now)
@@ -125,8 +136,14 @@ def _assess(
     missing = tuple(d for d in wanted if (d.checkpoint_id, d.variant) not in existing and d.checkpoint_id in
                     {c.id for c in whole})
     return Assessment(
-        run=run, rule=rule, recipe=recipe, stand=stand, checkpoints=by_id, contenders=contenders, ranking=ranking, plan=plan,
-        aliases=aliases, alias_problem=alias_problem(aliases, living), due=missing, last=last, evaluations=done)
+        run=run, rule=rule, recipe=recipe, stand=stand, checkpoints=by_id, contenders=contenders, ranking=ranking,
+        monitored=monitored, plan=plan, aliases=aliases, alias_problem=alias_problem(aliases, living), due=missing,
+        last=last, evaluations=done)
+
+
+def _lasting(ranking: Ranking, by_id: Mapping[int, Checkpoint]) -> Place | None:
+    """The best that its trainer will not overwrite, if there is one."""
+    return next((p for p in ranking.places if by_id[p.contender.checkpoint_id].role not in _COPIES), ranking.best)
 
 
 def _alias_dir(run: Run, rule: RunRule) -> Path:
@@ -185,13 +202,16 @@ def _contenders(
 def _contender(
     c: Checkpoint, variant: str, evaluation: Evaluation | None, recipe: Recipe, digest: str | None, skipped: str,
 ) -> Contender:
-    base = Contender(checkpoint_id=c.id, path=c.path, generation=c.generation, step=c.step, epoch=c.epoch, variant=variant)
+    # What the recipe measures is not stood in for by what training logged under the same name, of other samples.
+    measured = {COMPOSITE, *(m.name for m in recipe.metrics)}
+    base = Contender(checkpoint_id=c.id, path=c.path, generation=c.generation, step=c.step, epoch=c.epoch, variant=variant,
+                     scores={name: s for name, s in logged_scores(c).items() if name not in measured})
     if c.state is not CheckpointState.COMPLETE:
         return evolve(base, note=f"incomplete: {c.evidence}")
     if evaluation is None:
         return evolve(base, note=skipped or "evaluation pending")
     if evaluation.state is EvaluationState.DONE:
-        return evolve(base, scores=with_composite(evaluation.scores, recipe), digest=evaluation.digest,
+        return evolve(base, scores={**base.scores, **with_composite(evaluation.scores, recipe)}, digest=evaluation.digest,
                       evaluation_id=evaluation.id)
     if evaluation.digest != digest or evaluation.state is EvaluationState.ABANDONED:
         return evolve(base, note="evaluation pending")
@@ -217,24 +237,35 @@ def with_composite(scores: Mapping[str, Score], recipe: Recipe) -> Mapping[str, 
 
 def _logged(c: Checkpoint, rule: RankRule | None) -> Contender:
     """A contender by what the trainer itself noted down."""
-    scores = {
-        name: Score(metric=name, value=value, definition="logged by the trainer",
-                    mode=METRICS[name].mode if name in METRICS else rule.mode if rule and rule.by == name else None)
-        for name, value in c.metrics.items()
-    }
+    scores = {name: evolve(score, mode=rule.mode) if rule and rule.by == name else score
+              for name, score in logged_scores(c).items()}
     note = "" if c.state is CheckpointState.COMPLETE else f"incomplete: {c.evidence}"
     return Contender(checkpoint_id=c.id, path=c.path, generation=c.generation, step=c.step, epoch=c.epoch,
                      scores={} if note else scores, note=note)
 
 
+def logged_scores(c: Checkpoint) -> dict[str, Score]:
+    """What its trainer noted down about a checkpoint: in its name or content, or in the logs of its run."""
+    scores = {name: Score(metric=name, value=value, definition=LOGGED, mode=direction(name), source="the checkpoint itself")
+              for name, value in c.metrics.items()}
+    for name, found in c.logged.items():
+        at = f"step {found.step}" if found.step is not None else "" if found.epoch is None else f"epoch {found.epoch:g}"
+        scores.setdefault(name, Score(metric=name, value=found.value, definition=LOGGED, mode=direction(name),
+                                      source=", ".join(filter(None, (found.source, at)))))
+    return scores
+
+
 def _facts(
-    run: Run, living: tuple[Checkpoint, ...], ranking: Ranking | None, done: tuple[Evaluation, ...], digest: str | None,
+    run: Run, living: tuple[Checkpoint, ...], rankings: tuple[Ranking | None, tuple[Ranking, ...]],
+    done: tuple[Evaluation, ...], digest: str | None,
     wanted: tuple[Due, ...], left_out: Collection[int], aliases: tuple[Alias, ...],
+    ill: Mapping[Path, str],
 ) -> tuple[RetentionFacts, ...]:
     # The trainer overwrites its copies: one that held a place among the best would take the others' with it when it goes.
+    ranking, monitored = rankings
     copies = {c.id for c in living if c.role in _COPIES}
-    ranks = {i: n for n, i in enumerate((i for i in best_ranks(ranking) if i not in copies), start=1)} if ranking else {}
-    unranked = {u.contender.checkpoint_id: u.reason for u in ranking.unranked} if ranking else {}
+    ranks, unranked = _ranks(ranking, copies) if ranking else ({}, {})
+    by_monitor = {r.metric: _ranks(r, copies) for r in monitored}
     finished = {(e.checkpoint_id, e.variant) for e in done
                 if e.digest == digest and e.state in (EvaluationState.DONE, EvaluationState.FAILED)}
     running = {e.checkpoint_id for e in done if e.state is EvaluationState.RUNNING}
@@ -244,6 +275,8 @@ def _facts(
     pointed: dict[Path, list[str]] = {}
     for alias in aliases:
         pointed.setdefault(alias.target, []).append(f"{alias.link.name} points here")
+    for path, alarm in ill.items():
+        pointed.setdefault(path, []).append(f"the checkpoint to go back to, says the alarm {alarm}")
     needed = protected(run, living)
     # What was there when the run was first seen is judged as a whole: score by score it would shrink to less than half
     # without ever being a plan that removes more than half.
@@ -255,9 +288,17 @@ def _facts(
             "others found together with it are not evaluated yet" if catalogue_pending and c.id in catalogue else ""
         facts.append(RetentionFacts(
             checkpoint=c, rank=ranks.get(c.id), awaits=awaits,
+            ranks={metric: own[c.id] for metric, (own, _) in by_monitor.items() if c.id in own},
+            unranked_by={metric: why.get(c.id, "") for metric, (own, why) in by_monitor.items() if c.id not in own},
             protected=(*pointed.get(c.path, ()), *needed.get(c.id, ())),
             # One that the rule leaves out on purpose is not kept for want of a rank: the other rules decide.
             unranked="" if c.id in ranks else unranked.get(c.id, ""),
             deliberately_unranked=c.id in copies or (c.id in left_out and c.id not in asked),
         ))
     return tuple(facts)
+
+
+def _ranks(ranking: Ranking, copies: Collection[int]) -> tuple[dict[int, int], dict[int, str]]:
+    """Checkpoint id → its place among those that are no copies; and for the others why they have none."""
+    ranks = {i: n for n, i in enumerate((i for i in best_ranks(ranking) if i not in copies), start=1)}
+    return ranks, {u.contender.checkpoint_id: u.reason for u in ranking.unranked}

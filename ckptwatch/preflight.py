@@ -11,9 +11,9 @@ from importlib import invalidate_caches
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-from ckptwatch.core.placeholders import COMMAND, examine_pattern
+from ckptwatch.core.placeholders import COMMAND, EVALUATION, examine_pattern
 from ckptwatch.formats.reading import open_regular
-from ckptwatch.model import Recipe
+from ckptwatch.model import EvaluationCommand, Recipe
 
 _WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 _ZIP, _PICKLE, _ARRAY = b"PK", b"\x80", b"\x93NUMPY"
@@ -25,6 +25,10 @@ def lacking_here(recipe: Recipe, directory: Path) -> Iterator[str]:
     """What is missing, in words. `directory` is that of the configuration, in which samplers and workers run."""
     if recipe.sampler.command and (problem := _program(recipe.sampler.command[0], directory)):
         yield f"sampler.command: {problem}"
+    if recipe.command is not None:
+        yield from (f"command: {problem}" for problem in _lacking_of_command(recipe.command, directory))
+    if recipe.kind != "images":
+        return
     names = {m.name for m in recipe.metrics if not m.function}
     functions = {"sampler.python": recipe.sampler.factory}
     functions |= {f"metrics, {m.name}": m.function for m in recipe.metrics}
@@ -68,9 +72,20 @@ def _found(top: str, path: list[str]) -> ModuleSpec | None:
     return spec
 
 
+def _lacking_of_command(command: EvaluationCommand, directory: Path) -> Iterator[str]:
+    words = [word for part in command.argv for word in ([part] if isinstance(part, str) else part)]
+    if problem := _program(words[0], directory):
+        yield problem
+    # `python eval.py`: what python would only say once the first checkpoint is there.
+    if len(words) > 1 and Path(words[0]).name.startswith("python") and words[1].endswith(".py"):
+        problem, asked = examine_pattern(words[1], EVALUATION)
+        if not problem and not asked and not (script := directory / words[1].format()).is_file():
+            yield f"no file {script}"
+
+
 def _program(word: str, directory: Path) -> str:
     """A command with a slash in it starts at the directory in which it is run, any other is looked for in PATH."""
-    problem, asked = examine_pattern(word, COMMAND)
+    problem, asked = examine_pattern(word, {**COMMAND, **EVALUATION})
     if problem or asked:
         return ""  # which program it is depends on the checkpoint
     word = word.format()

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
+from ckptwatch.core.placeholders import EVALUATION, examine_pattern
 from ckptwatch.model import Recipe, to_plain
 
 # Raised when the evaluation itself changes so that numbers of before and after do not compare.
@@ -21,6 +22,7 @@ _LIBRARIES = {
     "fd_dinov2": ("torch", "timm", "pillow"),
     "lpips": ("torch", "torchvision", "lpips", "pillow"),
 }
+_LOGGING = frozenset({"log_samples", "log_interval", "log_max_samples"})  # what is kept for people changes no score
 _SAMPLER_LIBRARIES = {"diffusers": ("torch", "diffusers"), "program": ("torch",)}
 
 # What torch-fidelity, lpips and torchvision keep in torch's directory, by the name that the configuration has for it. The
@@ -100,7 +102,29 @@ def inspect_recipe(recipe: Recipe, contents: ContentDigests) -> tuple[str, list[
     their weights and precision, metrics and the versions of the libraries that compute them. Batch size, device, number of
     workers and kept images do not. Weights in a hub's cache are not looked at here: a worker tells what it had in the
     definition of each score, and the ranking keeps unlike ones apart.
+
+    Of an evaluation command: its words, the file it answers in, the content of csv_input, max_samples and the metrics. What
+    its own files hold is not looked at: raise `version` when they change.
     """
+    return _inspect_images(recipe, contents) if recipe.kind == "images" else _inspect_other(recipe, contents)
+
+
+def _inspect_other(recipe: Recipe, contents: ContentDigests) -> tuple[str, list[str]]:
+    problems: list[str] = []
+    csv_input = recipe.command.csv_input if recipe.command is not None else None
+    content = None
+    if csv_input is not None:
+        try:
+            if csv_input.exists() and not csv_input.is_file():
+                raise OSError("not a plain file")
+            content = contents.of(csv_input)
+        except OSError as error:
+            problems.append(f"csv_input {csv_input}: {error.strerror or error}")
+    contents.save()
+    return _digest(_described(recipe, content)), problems
+
+
+def _inspect_images(recipe: Recipe, contents: ContentDigests) -> tuple[str, list[str]]:
     problems: list[str] = []
 
     def content(name: str, path: Path | None, *, directory: bool = False) -> str | None:
@@ -164,7 +188,28 @@ def inspect_recipe(recipe: Recipe, contents: ContentDigests) -> tuple[str, list[
         "plugins": [_plugin_version(m.name) for m in recipe.metrics if not m.function and m.name not in _LIBRARIES],
     }
     contents.save()
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(), problems
+    return _digest(described), problems
+
+
+def _digest(described: Any) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _described(recipe: Recipe, csv_content: str | None) -> dict[str, Any]:
+    """What makes the scores of a recipe without images what they are."""
+    described = {"evaluation": EVALUATION_VERSION, "version": recipe.version, "metrics": to_plain(recipe.metrics)}
+    if recipe.logged is not None:
+        described["logged"] = to_plain(recipe.logged)
+    if (command := recipe.command) is not None:
+        described["command"] = {"argv": [list(w) if isinstance(w, tuple) else w for w in command.argv if _scored(w)],
+                                "result": command.result, "csv_input": csv_content, "max_samples": command.max_samples}
+    return described
+
+
+def _scored(words: str | tuple[str, ...]) -> bool:
+    """Words that may be left out and are about the logging of samples alone do not count."""
+    asked = {name for word in words for name in examine_pattern(word, EVALUATION)[1]} if isinstance(words, tuple) else set()
+    return not asked or not asked <= _LOGGING
 
 
 def input_stamp(recipe: Recipe) -> tuple[Any, ...]:
@@ -172,6 +217,8 @@ def input_stamp(recipe: Recipe) -> tuple[Any, ...]:
 
     An image overwritten in place in a reference directory goes unnoticed until the next start.
     """
+    if recipe.command is not None:
+        return () if recipe.command.csv_input is None else (_stamp(recipe.command.csv_input),)
     networks = recipe.networks
     paths = [recipe.prompts, recipe.reference.images, recipe.reference.stats, recipe.reference.paired,
              *(getattr(networks, name) for name in _WEIGHTS),

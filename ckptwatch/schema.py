@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ckptwatch.core.aliasing import check_template
 from ckptwatch.core.amounts import parse_duration
@@ -174,7 +174,7 @@ class NetworksSection(_Section):
 
 
 class MetricSection(_Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.@/-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.@/()%:+ -]*$")]
     function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None  # None: an installed entry point of that name
     mode: Mode
 
@@ -190,9 +190,25 @@ class TermSection(_Section):
         return _with_rising_range(self)
 
 
+class LoggedSection(_Section):
+    files: list[str] = []
+    step: str | None = None
+    epoch: str | None = None
+    attach: Literal["not_later", "exact", "nearest", "carry"] = "not_later"
+
+
 class RecipeSection(_Section):
-    sampler: SamplerSection
-    metrics: Annotated[list[str | MetricSection], Field(min_length=1)]
+    sampler: SamplerSection | None = None
+    command: Annotated[list[str | list[str]], Field(min_length=1)] | None = None
+    logged: LoggedSection | None = None
+    metrics: Annotated[list[str | MetricSection], Field(min_length=1)] = []
+    result: str | None = None
+    timeout: Annotated[Duration, Field(gt=0)] = 3600.0
+    csv_input: UserPath | None = None
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    log_samples: bool = False
+    log_interval: Annotated[int, Field(ge=1)] = 1
+    log_max_samples: Annotated[int, Field(ge=1)] = 20
     samples: Annotated[int, Field(ge=1)] = 2000
     seed: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -206,6 +222,28 @@ class RecipeSection(_Section):
     composite_missing: Literal["error", "renormalise"] = "error"
     num_evaluation_samples: Annotated[int, Field(ge=0)] = 20
     version: int = 1
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "RecipeSection":
+        given = [name for name in ("sampler", "command", "logged") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of sampler (metrics of images), command (metrics of your own program), "
+                             f"logged (metrics that training writes down) (found: {', '.join(given) or 'none'})")
+        if not self.metrics and given[0] != "logged":
+            raise ValueError("metrics is missing: name at least one")
+        unused = _ONLY.get(given[0], frozenset()) & self.model_fields_set
+        if unused:
+            raise ValueError(f"{', '.join(sorted(unused))}: of no use in a recipe with {given[0]}")
+        return self
+
+
+_OF_COMMANDS = frozenset({"result", "timeout", "csv_input", "max_samples", "log_samples", "log_interval", "log_max_samples"})
+_OF_IMAGES = frozenset({"samples", "seed", "workers", "prompts", "num_classes", "image_size", "reference",
+                        "networks", "num_evaluation_samples"})
+_ONLY = {  # keys that are of no use with which kind
+    "sampler": _OF_COMMANDS, "command": _OF_IMAGES,
+    "logged": _OF_COMMANDS | _OF_IMAGES | {"composite", "composite_missing", "version"},
+}
 
 
 class EvaluateSection(_Section):
@@ -225,13 +263,23 @@ class EvaluateSection(_Section):
 
 
 class RankSection(_Section):
-    by: str
+    by: str = Field(validation_alias=AliasChoices("by", "monitor"))
     mode: Mode | None = None
     ties: Literal["newest", "oldest"] = "newest"
+    period: Annotated[int, Field(ge=1)] = 1
+
+
+class MonitorSection(_Section):
+    count: Annotated[int, Field(ge=-1)] = Field(validation_alias=AliasChoices("count", "save_top_k"))
+    mode: Mode | None = None
+
+
+Count = Annotated[int, Field(ge=-1)]
 
 
 class KeepSection(_Section):
-    best: Annotated[int, Field(ge=-1)] | None = None
+    best: Count | dict[str, Count | MonitorSection] | None = Field(
+        None, validation_alias=AliasChoices("best", "save_top_k"))
     last: Annotated[int, Field(ge=0)] | None = None
     every_steps: Annotated[int, Field(ge=1)] | None = None
     every_epochs: Annotated[int, Field(ge=1)] | None = None
@@ -252,20 +300,47 @@ class AliasesSection(_Section):
     dir: UserPath | None = None
     best: str | Literal[False] = "best{suffix}"
     last: str | Literal[False] = "last{suffix}"
+    monitors: str | Literal[False] = "best_{metric}{suffix}"
 
     @model_validator(mode="after")
     def _templates(self) -> "AliasesSection":
-        for name in (self.best, self.last):
+        for name in (self.best, self.last, self.monitors):
             if name and (problem := check_template(name)):
                 raise ValueError(problem)
+        if self.monitors and "{metric}" not in self.monitors:
+            raise ValueError("monitors names one link for each metric: it needs {metric}")
         if self.best and self.best == self.last:
             raise ValueError("best and last cannot be the same link")
         return self
 
 
+class HealthSection(_Section):
+    enabled: bool = True
+    loss_spike: Annotated[float, Field(gt=1)] | None = 2.0
+    metric_drop: Annotated[float, Field(gt=0)] | None = 0.05
+    not_finite: bool = True
+    weights: bool = True
+    window: Annotated[int, Field(ge=5, le=500)] = 50
+    plateau: Annotated[int, Field(ge=20)] | None = 500
+    divergence: bool = True
+    overfitting: Annotated[int, Field(ge=2)] | None = 5
+    stuck: Annotated[int, Field(ge=2)] | None = 5
+    stalled: Annotated[float, Field(gt=1)] | None = 3.0
+    ignore: list[str] = []
+
+
+class NotifySection(_Section):
+    to: Annotated[list[str], Field(min_length=1)]
+    every: Annotated[Duration, Field(ge=0)] = 3600.0
+    at_most: Annotated[int, Field(ge=1)] = 20
+
+
 class RunSection(_Section):
     match: str = "*"
     expect: list[str] = []
+    expect_logged: list[str] = []
+    logged: LoggedSection = LoggedSection()
+    health: HealthSection | Literal[False] = HealthSection()
     evaluate: EvaluateSection | None = None
     rank: RankSection | None = None
     keep: KeepSection | None = None
@@ -283,4 +358,5 @@ class Config(_Section):
     workers: WorkersSection = WorkersSection()
     publish: PublishSection = PublishSection()
     recipes: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], RecipeSection] = {}
+    notify: list[str] | NotifySection = []
     runs: list[RunSection] = []

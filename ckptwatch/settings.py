@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptwatch.model import Recipe, RunRule
 from ckptwatch.outline import Outline, default_state_dir
 
-__all__ = ["Outline", "PublishRule", "RootRule", "Settings", "WorkerRule", "default_state_dir"]
+__all__ = ["NotifyRule", "Outline", "PublishRule", "RootRule", "Settings", "WorkerRule", "default_state_dir"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,15 @@ class PublishRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotifyRule:
+    """Who is told of alarms."""
+
+    to: tuple[str, ...] = ()   # Apprise URLs; they hold passwords: never shown whole, never logged
+    every: float = 3600.0      # seconds between two messages about the same alarm
+    at_most: int = 20          # messages in an hour; what is more goes together into one
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     state_dir: Path
     roots: tuple[RootRule, ...]
@@ -48,6 +57,7 @@ class Settings:
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     runs: tuple[RunRule, ...] = ()
     publish: PublishRule = field(default_factory=PublishRule)
+    notify: NotifyRule = field(default_factory=NotifyRule)
     directory: Path = field(default_factory=Path.cwd)  # relative paths in the configuration are relative to it
     observe_only: bool = False  # started on bare roots: nothing is written below them, nothing removed
 

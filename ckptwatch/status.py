@@ -18,9 +18,10 @@ from ckptwatch.outline import Outline
 from ckptwatch.store import heartbeat, overview, roots
 from ckptwatch.store.database import Connection, open_reading
 from ckptwatch.store.heartbeat import Heartbeat
-from ckptwatch.store.overview import FailedEvaluation, RunOverview
+from ckptwatch.store.overview import FailedEvaluation, OpenAlarm, RunOverview
 
 LOW_DISK_CHECKPOINTS = 2  # room for fewer more of the largest recent checkpoint than this is a warning
+REMEMBERED = 3 * 86400.0  # seconds for which the alarms of a run that has ended are still shown
 VERSION = 1
 
 
@@ -38,7 +39,7 @@ class Alert:
     message: str       # what is wrong, with the numbers
     fix: str = ""      # the command that mends it, or shows more
     run: str | None = None
-    details: Mapping[str, str] = field(default_factory=dict)  # "log": path
+    details: Mapping[str, Any] = field(default_factory=dict)  # "log": path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ def gather(outline: Outline, *, run: str | None = None, now: float) -> Status:
                 status.purges = overview.next_purge(conn)
                 failed = overview.failures(conn)
                 broken = overview.incomplete(conn, [r.id for r in status.runs if r.counts.get("incomplete")])
+                ill = overview.open_alarms(conn, since=now - REMEMBERED)
                 lacks_keys = _lacks_keys(conn, outline, status.runs)
                 known_roots = roots.all_(conn)
                 stands = heartbeat.recipe_stands(conn)
@@ -110,6 +112,7 @@ def gather(outline: Outline, *, run: str | None = None, now: float) -> Status:
                   fix=f"ckptwatch inspect {path}")
             for owner, path, evidence, _ in broken if owner in names]
         status.alerts += lacks_keys
+        status.alerts += [_ill(alarm, names[alarm.run_id]) for alarm in ill if alarm.run_id in names]
     if not live and status.beat is not None:
         status.daemon = "stopped" if status.beat.stopped_at is not None else "down"
     status.alerts += _run_alerts(status)
@@ -142,6 +145,20 @@ def _failed(f: FailedEvaluation, run: str) -> Alert:
         return Alert(level=Level.FAIL, run=run, message=f"{message}; tried {f.attempts}×, kept until evaluated",
                      fix=f"ckptwatch retry {name}", details=details)
     return Alert(level=Level.WARN, run=run, message=f"{message}; attempt {f.attempts}, another follows", details=details)
+
+
+_SPOILT = ("not_finite", "weights_not_finite")  # training is lost from there on
+
+
+def _ill(alarm: OpenAlarm, run: str) -> Alert:
+    """An alarm about training itself: what was seen, what may have caused it, where to go back to."""
+    details: dict[str, Any] = {"kind": alarm.kind, "subject": alarm.subject, "numbers": dict(alarm.numbers)}
+    if alarm.causes:
+        details["causes"] = "; ".join(alarm.causes)
+    if alarm.go_back_to:
+        details["go_back_to"] = alarm.go_back_to
+    return Alert(level=Level.FAIL if alarm.kind in _SPOILT else Level.WARN, run=run, message=f"{run}: {alarm.message}",
+                 fix=f"ckptwatch stats {run}", details=details)
 
 
 def _lacks_keys(conn: Connection, outline: Outline, known: Iterable[RunOverview]) -> list[Alert]:

@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 
 from ckptwatch import __version__
-from ckptwatch.cli import act, check_config, demo, evaluate, inspect, plan, rank, run, status, trash
+from ckptwatch.cli import (
+    act,
+    check,
+    check_config,
+    demo,
+    evaluate,
+    inspect,
+    notify,
+    plan,
+    rank,
+    run,
+    samples,
+    stats,
+    status,
+    trash,
+)
 from ckptwatch.cli.console import complain
 from ckptwatch.errors import CkptwatchError
 
@@ -34,7 +49,9 @@ def _root(
 for _name, _command in (
     ("run", run.run), ("status", status.status), ("rank", rank.rank), ("plan", plan.plan), ("eval", evaluate.evaluate),
     ("inspect", inspect.inspect), ("pin", act.pin), ("unpin", act.unpin), ("retry", act.retry), ("approve", act.approve),
+    ("samples", samples.samples),
     ("restore", act.restore), ("trash", trash.trash), ("check-config", check_config.check_config), ("demo", demo.demo),
+    ("check", check.check), ("stats", stats.stats), ("notify", notify.notify),
 ):
     app.command(_name)(_command)
 

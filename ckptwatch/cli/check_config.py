@@ -27,6 +27,11 @@ def check_config(
             raise typer.Exit(2) from None
         raise
     problems = [f"watch: {r.root} is no directory" for r in settings.roots if not r.root.is_dir()]
+    if settings.notify.to:
+        from ckptwatch.publish.notify import endpoints_of
+
+        # What comes from the environment is the service's, which this shell need not have.
+        problems += endpoints_of([e for e in settings.notify.to if not e.startswith("env:")])[1]
     recipes = {}
     for name, recipe in settings.recipes.items():
         _, missing = inspect_recipe(recipe, ContentDigests(settings.state_dir / "cache" / "contents.json"))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 def rank(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run: its name or directory.")],
+    by: Annotated[str | None, typer.Option(
+        "--by", metavar="METRIC", help="Another metric than the configured one; shows only, decides nothing.")] = None,
     config: ConfigOption = None, json: JsonOption = False, ascii_only: AsciiOption = False,
 ) -> None:
     """Show the ranking with every metric, interval and reason, and why the others have no place."""
@@ -29,6 +31,8 @@ def rank(
     with db.read() as conn:
         a = assess(conn, find_run(conn, run), settings, now=time.time())
     db.close()
+    if by is not None:
+        a = _by(a, by)
     if json:
         emit_json(_document(a))
         return
@@ -38,19 +42,53 @@ def rank(
     _show(a, ascii_only)
 
 
+def _by(a: Any, metric: str) -> Any:
+    """The assessment with a ranking by another metric."""
+    import difflib
+
+    from ckptwatch.core.logged import direction
+    from ckptwatch.core.ranking import rank as ranked
+    from ckptwatch.errors import UsageError
+    from ckptwatch.model import RankRule, evolve
+
+    known = {name: score for c in a.contenders for name, score in c.scores.items()}
+    if metric not in known:
+        near = difflib.get_close_matches(metric, known, n=1, cutoff=0.0)
+        raise UsageError("rank", f"no checkpoint has a {metric}", path=a.run.name,
+                         hint=f"did you mean {near[0]}? there are: {', '.join(sorted(known))}" if near
+                         else "nothing is known yet")
+    rules = [m.rule for m in (a.rule.keep.monitors if a.rule.keep else ())]
+    rule = next((r for r in rules if r.by == metric), None)
+    if rule is None:
+        mode = known[metric].mode or direction(metric)
+        if mode is None:
+            raise UsageError("rank", f"cannot tell which direction of {metric} is better", path=a.run.name,
+                             hint=f"say so: keep: {{best: {{{metric}: {{count: 1, mode: min}}}}}} under runs:")
+        rule = RankRule(by=metric, mode=mode)
+    recipe = a.recipe.composite if a.recipe else None
+    return evolve(a, ranking=ranked(a.contenders, rule=rule, digest=a.stand.digest if a.stand else None, composite=recipe),
+                  monitored=())
+
+
 def _document(a: Any) -> dict[str, Any]:
     ranking = a.ranking
     recipe = a.recipe.name if a.recipe else None
     if ranking is None:
         return {"version": 1, "run": a.run.name, "metric": None, "mode": None, "recipe": recipe, "digest": None,
-                "ranking": [], "unranked": []}
+                "ranking": [], "unranked": [], "monitors": []}
     return {
-        "version": 1, "run": a.run.name, "metric": ranking.metric, "mode": str(ranking.mode), "recipe": recipe,
-        "digest": ranking.digest,
+        "version": 1, "run": a.run.name, "recipe": recipe, **_ranking(ranking),
+        "monitors": [_ranking(r) for r in a.monitored],
+    }
+
+
+def _ranking(ranking: Any) -> dict[str, Any]:
+    return {
+        "metric": ranking.metric, "mode": str(ranking.mode), "digest": ranking.digest,
         "ranking": [
             {"rank": p.rank, "path": str(p.contender.path), "step": p.contender.step, "epoch": p.contender.epoch,
              "variant": p.contender.variant, "reason": p.reason,
-             "scores": {n: {"value": s.value, "low": s.low, "high": s.high, "n": s.n}
+             "scores": {n: {"value": s.value, "low": s.low, "high": s.high, "n": s.n, "source": s.source or None}
                         for n, s in p.contender.scores.items()}}
             for p in ranking.places],
         "unranked": [{"path": str(u.contender.path), "step": u.contender.step, "variant": u.contender.variant,
@@ -68,7 +106,11 @@ def _show(a: Any, ascii_only: bool) -> None:
     variants = {p.contender.variant for p in ranking.places}
     variant = f" of {next(iter(variants))}" if len(variants) == 1 and "" not in variants else ""
     out.print(f"{a.run.name} by {ranking.metric}{variant} ({better} is better){recipe}", style="bold", no_wrap=True)
-    names = sorted({n for p in ranking.places for n in p.contender.scores}, key=lambda n: (n != ranking.metric, n))
+    monitored = {r.metric for r in a.monitored}
+    # What is ranked by comes first, then what was measured, then what training logged.
+    everywhere = {n: s for p in ranking.places for n, s in p.contender.scores.items()}
+    names = sorted(everywhere, key=lambda n: (n != ranking.metric, n not in monitored, bool(everywhere[n].source),
+                                              everywhere[n].mode is None, n))
     rows, left_out = _table(ranking.places, names, out.width)
     for position, row in enumerate(rows):
         style = "dim" if position == 0 else "green" if position == 1 else ""
@@ -78,6 +120,11 @@ def _show(a: Any, ascii_only: bool) -> None:
     for u in ranking.unranked:
         variant = f" {u.contender.variant}" if u.contender.variant else ""
         out.print(f"  – {_name(u.contender)}{variant}: {u.reason}", style="yellow", no_wrap=True, overflow="ellipsis")
+    for other in a.monitored:
+        if other.metric == ranking.metric:
+            continue
+        firsts = "   ".join(f"#{p.rank} {p.score.value:.4g} @{_name(p.contender)}" for p in other.places[:3])
+        out.print(f"also by {other.metric}: {firsts or 'none has one'}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 REASON_ROOM = 28  # columns the reason should have at least; metrics give way to it

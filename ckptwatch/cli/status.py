@@ -11,7 +11,7 @@ from ckptwatch.cli.console import console, emit_json
 from ckptwatch.cli.context import AsciiOption, ConfigOption, JsonOption, outline_of, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -26,6 +26,7 @@ LISTED = 20       # lines of runs; the rest is counted
 PAST = 0.25       # part of the shown range lost since the best, above which a run is past it
 ALERTS = 8        # alerts written out; the rest is counted
 _LOOK = {"OK": ("✓", "green"), "BUSY": ("●", "cyan"), "WARN": ("▲", "yellow"), "FAIL": ("✗", "red"), "DOWN": ("✗", "red")}
+_FOR_SCRIPTS = ("kind", "subject", "numbers")  # of an alert: its message says it in words
 _CHECK = {"OK": 0, "BUSY": 0, "WARN": 10, "FAIL": 11, "DOWN": 12}
 
 
@@ -68,10 +69,11 @@ def _report(run: str | None, config: "Path | None", *, json: bool, ascii_only: b
 def show(s: "Status", settings: "Callable[[], Settings]", out: "Console", *, one: bool = False) -> None:
     """Print a status. `settings` is asked only where runs are shown in full: their plan follows from it."""
     _line(out, _headline(s))
-    for alert in s.alerts[:ALERTS]:
-        _alert(out, alert)
-    if len(s.alerts) > ALERTS:
-        _line(out, f"  ! {len(s.alerts) - ALERTS} more: ckptwatch status --json", "yellow")
+    alerts = _together(s.alerts)
+    for alert, others in alerts[:ALERTS]:
+        _alert(out, alert, others)
+    if len(alerts) > ALERTS:
+        _line(out, f"  ! {len(alerts) - ALERTS} more: ckptwatch status --json", "yellow")
     if s.daemon != "running" and s.beat is not None:
         _line(out, "      start  ckptwatch run -c CONFIG, or systemctl start ckptwatch; nothing is pruned while it is down")
     for worker in s.live.get("workers", ()):
@@ -130,15 +132,31 @@ def _daemon_words(s: "Status") -> str:
     return f"daemon not running, last sign of life {format_duration(s.now - s.beat.heartbeat)} ago (pid {s.beat.pid} gone)"
 
 
-def _alert(out: "Console", alert: "Alert") -> None:
+def _together(alerts: "Sequence[Alert]") -> "list[tuple[Alert, list[str]]]":
+    """Each alert with the other names of its run of which the same is to be said: one NaN spoils every term of a loss."""
+    found: dict[Any, tuple[Alert, list[str]]] = {}
+    for alert in alerts:
+        kind = alert.details.get("kind")
+        key = (alert.run, kind) if kind else id(alert)
+        if key in found:
+            found[key][1].append(str(alert.details["subject"]))
+        else:
+            found[key] = (alert, [])
+    return list(found.values())
+
+
+def _alert(out: "Console", alert: "Alert", others: "Sequence[str]" = ()) -> None:
     style = "red" if str(alert.level) == "FAIL" else "yellow"
     message, *rest = alert.message.split("\n")
+    if others:
+        message += f"; the same of {', '.join(others[:4])}" + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     # The one thing that may wrap: an error cut off at the edge helps nobody.
     out.print(f"  ! {message}", style=style)
     for line in rest:
         out.print(f"    {line.strip()}", style=style)
     for name, value in alert.details.items():
-        out.print(f"      {name:<6} {value}", soft_wrap=True)
+        if name not in _FOR_SCRIPTS:
+            out.print(f"      {name.replace('_', ' '):<6} {value}", soft_wrap=True)
     if alert.fix:
         _line(out, f"      fix    {alert.fix}")
 
@@ -213,7 +231,7 @@ def _in_full(s: "Status", r: "RunOverview", settings: "Settings", out: "Console"
     db.close()
     out.print()
     _line(out, _title(s, r, a), "bold")
-    for label, text, right in (_best(a), _trend(a), _queue(a), _keep(r, a), _trash(s, r), _next(r, a)):
+    for label, text, right in (_best(a), _trend(a), _losses(a), _queue(a), _keep(r, a), _trash(s, r), _next(r, a)):
         if text:
             _row(out, label, text, right)
 
@@ -268,7 +286,7 @@ def _place_step(place: Any) -> str:
 
 
 def _trend(a: Any) -> tuple[str, str, str]:
-    places = sorted(a.ranking.places, key=lambda p: (p.contender.generation, p.contender.step or 0)) if a.ranking else []
+    places = sorted(a.ranking.places, key=lambda p: a.checkpoints[p.contender.checkpoint_id].order) if a.ranking else []
     first = a.ranking.places[0].contender.variant if places else ""
     values = [p.score.value for p in places if p.contender.variant == first][-10:]
     if len(values) < 3:
@@ -279,6 +297,17 @@ def _trend(a: Any) -> tuple[str, str, str]:
     lost = abs(values[-1] - best) / (high - low) if high > low else 0.0
     word = "flat" if high == low else "improving" if lost == 0 else "past its best" if lost > PAST else "near its best"
     return "trend", f"{bars}  {values[-1] - values[0]:+.3g} over last {len(values)}", word
+
+
+def _losses(a: Any) -> tuple[str, str, str]:
+    """Every term of the loss that training logged for its newest checkpoint."""
+    logged = {n: s for n, s in a.last.logged.items() if "loss" in n.lower()} if a.last is not None else {}
+    if not logged:
+        return "loss", "", ""
+    shown = sorted(logged, key=lambda name: (len(name), name))[:4]  # the total has the shortest name
+    told = "   ".join(f"{name} {logged[name].value:.4g}" for name in shown)
+    more = f"   {len(logged) - len(shown)} more" if len(logged) > len(shown) else ""
+    return "loss", told + more, f"ckptwatch stats {a.run.name}"
 
 
 def _queue(a: Any) -> tuple[str, str, str]:

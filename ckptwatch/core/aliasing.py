@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
 
@@ -14,12 +15,17 @@ _LONGEST = 255  # NAME_MAX
 
 
 def plan_aliases(
-    *, directory: Path, rule: AliasRule, best: Place | None, best_checkpoint: Checkpoint | None, last: Checkpoint | None
+    *, directory: Path, rule: AliasRule, best: Place | None, best_checkpoint: Checkpoint | None, last: Checkpoint | None,
+    monitored: Sequence[tuple[Place, Checkpoint]] = (),
 ) -> tuple[Alias, ...]:
-    """The aliases to have in `directory`. No two share a link; none points to what is not there, or to itself."""
+    """The aliases to have in `directory`. No two share a link; none points to what is not there, or to itself.
+
+    `monitored` are the best by each monitor of the keep rules.
+    """
     wanted = (
         (rule.best, best_checkpoint if best is not None else None, best),
         (rule.last, last, best if _same(last, best_checkpoint) else None),
+        *((rule.monitors, checkpoint, place) for place, checkpoint in monitored),
     )
     aliases: dict[Path, Alias] = {}
     for template, checkpoint, place in wanted:

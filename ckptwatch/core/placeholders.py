@@ -13,6 +13,13 @@ COMMAND: Mapping[str, Any] = MappingProxyType({
     "num_classes": 1, "image_size": 1, "batch_size": 1, "out_dir": _FILE.parent, "device": "cpu", "step": 0, "run": "run",
 })
 IMAGES: Mapping[str, Any] = MappingProxyType({"step": 0, "epoch": 0, "run": "run", "stem": "0000001"})
+# Of an evaluation command. All but the first line may have no value: then the words they stand in must be in a list that may
+# be left out.
+EVALUATION: Mapping[str, Any] = MappingProxyType({
+    "checkpoint": _FILE, "run": "run", "out_dir": _FILE.parent, "device": "cpu", "variant": "model",
+    "step": 0, "epoch": 0, "metadata": _FILE, "lora": _FILE.parent, "csv_input": _FILE, "max_samples": 1, "batch_size": 1,
+    "log_samples": "true", "log_interval": 1, "log_max_samples": 1,
+})
 # Which have a value only where the recipe sets a key.
 NEEDS: Mapping[str, str] = MappingProxyType({
     "labels": "num_classes", "num_classes": "num_classes", "image_size": "image_size",

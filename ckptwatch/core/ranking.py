@@ -45,6 +45,8 @@ def rank(
     if rule.by == COMPOSITE:
         scored, others = _same_terms(scored, composite)
         unranked.extend(others)
+    scored, others = _same_origin(scored, rule)
+    unranked.extend(others)
     scored, others = _same_means(scored, rule, composite)
     unranked.extend(others)
     scored.sort(key=lambda s: _sort_key(*s, rule))
@@ -59,7 +61,10 @@ def _judge(
     contender: Contender, rule: RankRule, digest: str | None, composite: Composite | None
 ) -> tuple[Contender, Score | None, str]:
     """The contender, its score, or why it has none that counts."""
-    if None not in (digest, contender.digest) and contender.digest != digest:
+    if rule.period > 1 and (left_out := out_of_turn(rule, contender.epoch)):
+        return contender, None, left_out
+    logged = rule.by in contender.scores and contender.scores[rule.by].source  # comparable whatever was evaluated
+    if not logged and None not in (digest, contender.digest) and contender.digest != digest:
         return contender, None, f"scored by another recipe (digest {contender.digest[:8]}), not comparable"
     if rule.by == COMPOSITE and composite is not None and contender.scores:
         score, reason = composite_score(contender.scores, composite)
@@ -73,6 +78,15 @@ def _judge(
         note = f": {contender.note}" if contender.note else ""
         return contender, None, f"{rule.by} is {score.value}, which ranks nowhere{note}"
     return contender, score, ""
+
+
+def out_of_turn(rule: RankRule, epoch: int | None) -> str:
+    """Why a checkpoint of this epoch takes no place by the rule's period, or ""."""
+    if rule.period <= 1:
+        return ""
+    if epoch is None:
+        return f"only every {rule.period}. epoch counts (period), and the epoch of this one is not known"
+    return "" if epoch % rule.period == 0 else f"only every {rule.period}. epoch counts (period), this is epoch {epoch}"
 
 
 def _missing(contender: Contender, metric: str) -> str:
@@ -115,6 +129,16 @@ def _same_terms(scored: list[Scored], composite: Composite | None) -> tuple[list
         for c, s in scored if s.definition != chosen
     ]
     return [(c, s) for c, s in scored if s.definition == chosen], others
+
+
+def _same_origin(scored: list[Scored], rule: RankRule) -> tuple[list[Scored], list[Unranked]]:
+    """Where a metric was measured for some, what training logged under the same name is something else."""
+    if all(s.source for _, s in scored):
+        return scored, []
+    why = f"{rule.by} was only logged by the trainer, which is not comparable with what was measured"
+    others = [Unranked(contender=c, reason=f"{why} ({s.source})")
+              for c, s in scored if s.source]
+    return [(c, s) for c, s in scored if not s.source], others
 
 
 def _same_means(scored: list[Scored], rule: RankRule, composite: Composite | None) -> tuple[list[Scored], list[Unranked]]:

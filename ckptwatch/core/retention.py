@@ -36,6 +36,7 @@ class _Run:
     rules: KeepRules
     ranking_wanted: bool
     ranked: int
+    ranked_by: Mapping[str, int]  # how many have a rank by each monitor's metric
     last: frozenset[int]    # ids among the last n
     newest: frozenset[int]  # ids of the newest complete ones
     step_milestones: Mapping[int, int]   # id → the multiple of every_steps it stands for
@@ -76,7 +77,9 @@ def _survey(ordered: Sequence[RetentionFacts], rules: KeepRules, ranking_wanted:
     newest += [c for c in before if c.order == before[-1].order]
     return _Run(
         rules=rules, ranking_wanted=ranking_wanted or rules.best not in (None, 0, -1),
-        ranked=sum(f.rank is not None for f in ordered), last=frozenset(c.id for c in last),
+        ranked=sum(f.rank is not None for f in ordered),
+        ranked_by={m.rule.by: sum(m.rule.by in f.ranks for f in ordered) for m in rules.monitors},
+        last=frozenset(c.id for c in last),
         newest=frozenset(c.id for c in newest), now=now,
         step_milestones=_milestones([(c, c.step) for c in own], rules.every_steps),
         epoch_milestones=_milestones([(c, c.epoch) for c in own], rules.every_epochs),
@@ -116,6 +119,10 @@ def _forbidding(fact: RetentionFacts, run: _Run) -> list[str]:
         reasons.append("cannot tell its step or epoch")
     if run.ranking_wanted and fact.rank is None and not fact.deliberately_unranked:
         reasons.append(f"unranked: {fact.unranked or 'no reason known'}")
+    for monitor in run.rules.monitors:
+        metric = monitor.rule.by
+        if monitor.best > 0 and metric not in fact.ranks and not fact.deliberately_unranked:
+            reasons.append(f"unranked by {metric}: {fact.unranked_by.get(metric) or 'no reason known'}")
     return reasons
 
 
@@ -125,6 +132,12 @@ def _rules_that_keep(fact: RetentionFacts, run: _Run) -> list[str]:
         reasons.append("keep best -1 keeps all")
     elif rules.best is not None and fact.rank is not None and fact.rank <= rules.best:
         reasons.append(f"rank {fact.rank} of {run.ranked}, keep best {rules.best}")
+    for monitor in rules.monitors:
+        metric, rank = monitor.rule.by, fact.ranks.get(monitor.rule.by)
+        if monitor.best < 0:
+            reasons.append(f"keep best -1 by {metric} keeps all")
+        elif rank is not None and rank <= monitor.best:
+            reasons.append(f"rank {rank} of {run.ranked_by[metric]} by {metric}, keep best {monitor.best}")
     if c.id in run.last:
         reasons.append(f"among the last {rules.last}")
     if c.id in run.step_milestones:
@@ -143,6 +156,10 @@ def _removing(fact: RetentionFacts, run: _Run) -> list[str]:
         why = f" ({fact.unranked})" if fact.unranked else ""
         rank = f"unranked{why}" if fact.rank is None else f"rank {fact.rank} of {run.ranked}"
         reasons.append(f"{rank}, keep best {rules.best}")
+    for monitor in rules.monitors:
+        metric = monitor.rule.by
+        rank = f"rank {fact.ranks[metric]} of {run.ranked_by[metric]}" if metric in fact.ranks else "unranked"
+        reasons.append(f"{rank} by {metric}, keep best {monitor.best}")
     if rules.last is not None:
         reasons.append(f"not among the last {rules.last}")
     if rules.every_steps:

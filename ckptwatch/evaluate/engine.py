@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ckptwatch.errors import EvaluationError
 from ckptwatch.evaluate.artifacts import Artifacts
+from ckptwatch.evaluate.command_evaluation import evaluate_by_command
 from ckptwatch.evaluate.failures import checkpoint_error, is_out_of_memory, recipe_error, sampler_error
 from ckptwatch.evaluate.ledger import Ledger
 from ckptwatch.evaluate.networks import NetworkStore
@@ -53,6 +54,8 @@ class Engine:
         failed is made anew for the next job, and networks are dropped when memory ran out.
         """
         begin = time.monotonic()
+        if job.recipe.kind == "command":
+            return self._by_command(job, send)
         line = _Line(job, send)
         try:
             _check(job)
@@ -70,6 +73,17 @@ class Engine:
         finally:
             line.close()
             release_memory()
+            give_back_page_cache(job.checkpoint)
+
+    def _by_command(self, job: Job, send: Callable[[Progress], None]) -> Result:
+        """By a program of the user's own, which gets the room that our networks and models had."""
+        self._sampler.clear()
+        self._store.clear()
+        self._pairs.clear()
+        release_memory()
+        try:
+            return evaluate_by_command(job, send, self._device)
+        finally:
             give_back_page_cache(job.checkpoint)
 
     def _measure(self, line: "_Line") -> None:

@@ -49,13 +49,17 @@ class InertStorage(Inert):
 class InertTensor(Inert):
     """Stands in for a tensor or parameter."""
 
-    __slots__ = ("offset", "shape", "storage")
+    __slots__ = ("kind", "offset", "shape", "storage", "stride")
 
-    def __init__(self, storage: Any = None, offset: Any = None, shape: Any = None) -> None:
+    def __init__(
+        self, storage: Any = None, offset: Any = None, shape: Any = None, stride: Any = None, *, kind: str = "",
+    ) -> None:
         super().__init__()
         self.storage = storage if isinstance(storage, InertStorage) else None
         self.offset = offset
         self.shape = shape if isinstance(shape, tuple) else None  # None for sparse and quantized ones
+        self.stride = stride if isinstance(stride, tuple) else None
+        self.kind = kind  # "float8_e5m2" where the storage does not tell it
 
     def number(self) -> float | None:
         """The value of a tensor without dimensions and of a floating-point type; reads a few bytes of the file."""
@@ -88,7 +92,13 @@ class InertDtype(Inert):
 
 
 def _tensor(arguments: tuple[Any, ...]) -> InertTensor:
-    return InertTensor(*arguments[:3])
+    return InertTensor(*arguments[:4])
+
+
+def _tensor_of_kind(arguments: tuple[Any, ...]) -> InertTensor:
+    """How torch writes tensors of the types that came after there was a class of storage for each."""
+    kind = arguments[6] if len(arguments) > 6 and isinstance(arguments[6], InertGlobal) else None
+    return InertTensor(*arguments[:4], kind=kind.name if kind is not None and kind.module == "torch" else "")
 
 
 def _parameter(arguments: tuple[Any, ...]) -> InertTensor:
@@ -121,7 +131,7 @@ MAKERS: dict[tuple[str, str], Callable[[tuple[Any, ...]], Any]] = {
     ("numpy._core.multiarray", "scalar"): _numpy_scalar,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_kind,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     **{("torch._utils", name): lambda _arguments: InertTensor()

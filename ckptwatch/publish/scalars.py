@@ -41,7 +41,8 @@ def points_of(contender: Contender, *, is_best: bool, wall_time: float) -> list[
         return []
     end = f"/{contender.variant}" if contender.variant else ""
     values = {
-        tag_of(name): score.value for name, score in sorted(contender.scores.items()) if math.isfinite(score.value)
+        tag_of(name): score.value for name, score in sorted(contender.scores.items())
+        if math.isfinite(score.value) and not score.source  # the trainer draws what it logged by itself
     }
     if values:
         values[IS_BEST] = float(is_best)

@@ -13,6 +13,7 @@ from ckptwatch.core.naming import suffix_of
 from ckptwatch.errors import RemovalRefused
 from ckptwatch.model import (
     Action,
+    Alarm,
     Checkpoint,
     CheckpointState,
     Contender,
@@ -25,12 +26,14 @@ from ckptwatch.model import (
 )
 from ckptwatch.planning import Assessment, assess, with_composite
 from ckptwatch.publish.samples import publish_samples, samples_directory, write_overview
-from ckptwatch.publish.scalars import Scalars, points_of
+from ckptwatch.publish.scalars import Point, Scalars, points_of
+from ckptwatch.publish.stats import statistics_of, write_stats
 from ckptwatch.publish.summary import summary_lines
 from ckptwatch.publish.tracker import write_results, write_tracker
 from ckptwatch.settings import Settings
+from ckptwatch.stages.health import News
 from ckptwatch.stages.intake import Intake
-from ckptwatch.store import checkpoints, evaluations, events, removals, runs
+from ckptwatch.store import alarms, checkpoints, evaluations, events, logs, removals, runs
 from ckptwatch.store.database import Database
 from ckptwatch.watch.sightings import sight_path
 
@@ -208,7 +211,7 @@ class KeepingStage:
 
     def _publish(self, a: Assessment, now: float) -> None:
         directory = run_dir(a.run.root, a.run.name)
-        keep_best = a.rule.keep.best if a.rule.keep else None
+        keep_best = a.rule.best_count
         try:
             if self._settings.publish.json and a.ranking is not None:
                 write_tracker(directory, run=a.run.name, ranking=a.ranking, keep_best=keep_best,
@@ -251,6 +254,19 @@ class KeepingStage:
         if points:
             self._scalars_of(a.run).reconcile(points)
 
+    def draw_alarms(self, news: News) -> None:
+        """Into TensorBoard: 1 where an alarm was raised, 0 where it was over."""
+        if self._passive or not self._settings.publish.tensorboard:
+            return
+        begun = [(a, a.symptom.step if a.symptom.step is not None else a.symptom.epoch) for a in news.raised]
+        points = [Point(tag=_alarm_tag(a), step=int(news.reached if since is None else since), value=1.0,
+                        wall_time=a.opened_at) for a, since in begun]
+        points += [Point(tag=_alarm_tag(a), step=news.reached, value=0.0, wall_time=a.updated_at) for a in news.closed]
+        try:
+            self._scalars_of(news.run).reconcile(points)
+        except OSError as error:
+            log.error("%s: cannot draw alarms: %s", news.run.name, error.strerror or error)
+
     def _overview(self, a: Assessment, directory: Path) -> None:
         """One sheet with a row of samples per evaluated checkpoint, removed ones included, in the run's order."""
         metric = a.ranking.metric if a.ranking else ""
@@ -276,8 +292,10 @@ class KeepingStage:
 
     # ---- the end of a run ----------------------------------------------------------------------------------------
 
-    def end_silent_runs(self, *, now: float, at_once: bool = False) -> None:
-        """Runs without a new checkpoint for long, or with a final one, have ended: write their results."""
+    def end_silent_runs(self, *, now: float, at_once: bool = False) -> set[int]:
+        """Runs without a new checkpoint for long, or with a final one, have ended: write their results. Returns their
+        ids."""
+        ended = set()
         with self._db.read() as conn:
             alive = runs.silent(conn)
             waiting = {r.run_id for r in evaluations.waiting(conn)} | set(evaluations.running_per_run(conn))
@@ -287,6 +305,8 @@ class KeepingStage:
                 continue
             why = "processed once" if at_once else f"no new checkpoint for {(now - newest_at) / 3600:.1f} h"
             self._end(run, why, now)
+            ended.add(run.id)
+        return ended
 
     def _end(self, run: Run, why: str, now: float) -> None:
         intake = self._intakes.get(run.root)
@@ -295,17 +315,31 @@ class KeepingStage:
         with self._db.read() as conn:
             a = assess(conn, run, self._settings, now=now)
         if a.ranking is not None:
-            for line in summary_lines(run.name, a.ranking, a.rule.keep.best if a.rule.keep else None):
+            for line in summary_lines(run.name, a.ranking, a.rule.best_count):
                 log.info("%s", line)
             if self._settings.publish.json and not self._passive:
                 try:
                     write_results(run_dir(run.root, run.name), run=run.name, ranking=a.ranking, ended=why,
-                                  keep_best=a.rule.keep.best if a.rule.keep else None, checkpoints=a.checkpoints, now=now)
+                                  keep_best=a.rule.best_count, checkpoints=a.checkpoints, now=now)
                 except OSError as error:
                     log.error("%s: cannot write results: %s", run.name, error.strerror or error)
+        if not self._passive:
+            self._write_stats(run)
         with self._db.write() as conn:
             runs.end(conn, run.id, now=now)
             events.append(conn, now=now, kind="ended", run=run.name, message=why)
+
+    def _write_stats(self, run: Run) -> None:
+        with self._db.read() as conn:
+            statistics = statistics_of(run.name, logs.summaries(conn, run.id), alarms.of_run(conn, run.id))
+        if not statistics.losses and not statistics.metrics:
+            return
+        directory = run_dir(run.root, run.name)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_stats(directory, statistics)
+        except OSError as error:
+            log.error("%s: cannot write its statistics: %s", run.name, error.strerror or error)
 
     # ---- what people see -----------------------------------------------------------------------------------------
 
@@ -330,7 +364,7 @@ class KeepingStage:
             return
         self._told[a.run.id] = key
         if a.ranking is not None and best is not None:
-            for line in summary_lines(a.run.name, a.ranking, a.rule.keep.best if a.rule.keep else None):
+            for line in summary_lines(a.run.name, a.ranking, a.rule.best_count):
                 log.info("%s", line)
         if a.plan.held:
             log.warning("%s: %s", a.run.name, a.plan.held)
@@ -338,6 +372,10 @@ class KeepingStage:
     def close(self) -> None:
         for scalars in self._scalars.values():
             scalars.close()
+
+
+def _alarm_tag(alarm: Alarm) -> str:
+    return f"Alarms/{alarm.symptom.kind}/{alarm.symptom.subject}"
 
 
 def _whole_on_disk(c: Checkpoint) -> bool:

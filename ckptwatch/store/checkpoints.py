@@ -1,5 +1,6 @@
 """Checkpoints: one row per identity, one living row per path."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy import Connection, Row, insert, select, update
@@ -45,6 +46,12 @@ def move(conn: Connection, checkpoint_id: int, event: CheckpointEvent) -> Checkp
 
 def checkpoint(conn: Connection, checkpoint_id: int) -> Checkpoint:
     return _checkpoint(conn.execute(select(checkpoints).where(checkpoints.c.id == checkpoint_id)).one())
+
+
+def of_ids(conn: Connection, ids: Sequence[int]) -> tuple[Checkpoint, ...]:
+    """In the order of the ids."""
+    found = {row.id: _checkpoint(row) for row in conn.execute(select(checkpoints).where(checkpoints.c.id.in_(list(ids))))}
+    return tuple(found[i] for i in ids if i in found)
 
 
 def living(conn: Connection, path: Path) -> Checkpoint | None:

@@ -1,13 +1,13 @@
 """What `status` needs of many runs at once, in a handful of queries that stay quick with 100,000 checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, select, text
 
-from ckptwatch.store.tables import KEPT, checkpoints, evaluations, removals, runs
+from ckptwatch.store.tables import KEPT, alarms, checkpoints, evaluations, removals, runs
 
 # Every model.EvaluationState but done (a test holds them together); importing the model would cost `status` a tenth.
 UNDONE = ("pending", "running", "failed", "abandoned")
@@ -57,6 +57,32 @@ class FailedEvaluation:
     hint: str
     at: float | None
     log: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenAlarm:
+    """Something wrong with a training run, as long as it lasts."""
+
+    run_id: int
+    kind: str
+    subject: str
+    message: str
+    numbers: Mapping[str, float | None]
+    causes: tuple[str, ...]
+    go_back_to: str | None
+    opened_at: float
+
+
+def open_alarms(conn: Connection, *, since: float, limit: int = 200) -> list[OpenAlarm]:
+    """Newest first; of runs that go on, or ended after `since`."""
+    a = alarms.c
+    query = (select(a.run_id, a.kind, a.subject, a.message, a.numbers, a.causes, a.go_back_to, a.opened_at)
+             .join(runs, runs.c.id == a.run_id)
+             .where(a.closed_at.is_(None), runs.c.ended_at.is_(None) | (runs.c.ended_at >= since))
+             .order_by(a.opened_at.desc(), a.id.desc()).limit(limit))
+    return [OpenAlarm(run_id=r.run_id, kind=r.kind, subject=r.subject, message=r.message, numbers=r.numbers,
+                      causes=tuple(r.causes),
+                      go_back_to=r.go_back_to, opened_at=r.opened_at) for r in conn.execute(query)]
 
 
 def run_overviews(conn: Connection, run_id: int | None = None) -> list[RunOverview]:

@@ -1,6 +1,20 @@
 """The tables as SQLAlchemy Core sees them. The migrations create them; a test holds the two against each other."""
 
-from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
 
 metadata = MetaData()
 
@@ -101,6 +115,89 @@ scores = Table(
     Column("n", Integer),
     Column("mode", String(3)),
     Column("definition", Text, nullable=False),
+)
+
+logs = Table(
+    "logs", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run_id", ForeignKey("runs.id"), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("dialect", Text, nullable=False),
+    Column("place", JSON, nullable=False),  # logs.follower.Place: how far it has been read
+    Column("restarts", Integer, nullable=False, server_default="0"),  # how often the file was another, or written anew
+    Column("stretch", Integer, nullable=False, server_default="0"),   # +1 each time the steps in it start over
+    Column("rows", Integer, nullable=False, server_default="0"),
+    Column("bad", Integer, nullable=False, server_default="0"),  # records that could not be read
+    Column("trouble", Text, nullable=False, server_default=""),
+    Column("read_at", Float, nullable=False),
+    Index("one_log", "path", unique=True),
+    Index("logs_of_run", "run_id"),
+)
+
+series = Table(
+    "series", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("log_id", ForeignKey("logs.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("stretch", Integer, nullable=False),   # and restarts: of its log, when it was last added to
+    Column("restarts", Integer, nullable=False),
+    Column("first", JSON, nullable=False),        # point of that stretch
+    Column("last", JSON, nullable=False),
+    Index("one_series", "log_id", "name", unique=True),
+)
+
+points = Table(
+    "points", metadata,
+    Column("series_id", ForeignKey("series.id"), primary_key=True),
+    Column("stretch", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),  # of the piece, from 0; all but the last one are full
+    Column("low_step", Float),  # the range of its steps and epochs, where it has any
+    Column("high_step", Float),
+    Column("low_epoch", Float),
+    Column("high_epoch", Float),
+    Column("summary", JSON, nullable=False),      # core.series.Summary
+    Column("data", LargeBinary, nullable=False),  # step, epoch, value as float64, NaN for what is not known
+)
+
+attached = Table(
+    "attached", metadata,
+    Column("checkpoint_id", ForeignKey("checkpoints.id"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("value", Float),  # NULL stands for NaN and Inf
+    Column("step", Integer),
+    Column("epoch", Float),
+    Column("source", Text, nullable=False),
+)
+
+alarms = Table(
+    "alarms", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run_id", ForeignKey("runs.id"), nullable=False),
+    Column("kind", String(24), nullable=False),  # model.AlarmKind
+    Column("subject", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("numbers", JSON, nullable=False),
+    Column("causes", JSON, nullable=False),
+    Column("step", Integer),
+    Column("epoch", Float),
+    Column("go_back_to", Text),
+    Column("opened_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("closed_at", Float),
+    Column("told_at", Float),  # when a notification about it last went out
+    Index("one_open_alarm", "run_id", "kind", "subject", unique=True, sqlite_where=text("closed_at IS NULL")),
+)
+
+weight_scans = Table(
+    "weight_scans", metadata,
+    Column("checkpoint_id", ForeignKey("checkpoints.id"), primary_key=True),
+    Column("state", String(16), nullable=False),  # model.WeightScan
+    Column("tensors", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("bad", JSON, nullable=False),
+    Column("bad_tensors", Integer, nullable=False),
+    Column("words", Text, nullable=False),
+    Column("at", Float, nullable=False),
 )
 
 removals = Table(

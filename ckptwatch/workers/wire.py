@@ -15,8 +15,10 @@ from typing import Any
 from ckptwatch.model import (
     Composite,
     CompositeTerm,
+    EvaluationCommand,
     Failure,
     FailureKind,
+    Logged,
     MetricSpec,
     Mode,
     Networks,
@@ -152,6 +154,11 @@ def recipe_from_plain(raw: Mapping[str, Any]) -> Recipe:
     if program := sampler.get("program"):
         sampler["program"] = Program(**{**program, "file": path(program.get("file")), "noise": tuple(program["noise"])})
     values["sampler"] = Sampler(**sampler)
+    if command := values.get("command"):
+        words = tuple(word if isinstance(word, str) else tuple(word) for word in command["argv"])
+        values["command"] = EvaluationCommand(**{**command, "argv": words, "csv_input": path(command.get("csv_input"))})
+    if logged := values.get("logged"):
+        values["logged"] = Logged(**{**logged, "files": tuple(logged["files"])})
     values["metrics"] = tuple(
         MetricSpec(name=m["name"], function=m["function"], mode=Mode(m["mode"]) if m.get("mode") else None)
         for m in values["metrics"]

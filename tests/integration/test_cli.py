@@ -10,7 +10,7 @@ from ckptwatch.errors import CkptwatchError
 from tests.support import OURS, save, tree
 
 COMMANDS = ("run", "status", "rank", "plan", "eval", "inspect", "pin", "unpin", "retry", "approve", "restore", "trash",
-            "check-config", "demo")
+            "check-config", "check", "stats", "samples", "notify", "demo")
 
 
 class Done:
@@ -213,7 +213,7 @@ def test_rank_shows_places_and_reasons(trained):
 
 
 def test_plan_shows_decisions_and_changes_nothing(trained):
-    trained.run_rule(keep={"best": 1})
+    trained.run_rule(keep={"best": 1}, health=False)
     before = tree(trained.root, ours=True)
     document = on(trained, "plan", "--json").json
     [run] = document["runs"]

@@ -257,6 +257,8 @@ def test_a_database_from_before_opens_and_tells_nothing_of_what_it_does_not_know
     expecting.once()
     with closing(sqlite3.connect(expecting.state / FILE)) as raw:
         raw.execute("ALTER TABLE checkpoints DROP COLUMN content_keys")
+        for table in ("points", "series", "logs", "attached", "alarms", "weight_scans"):
+            raw.execute(f"DROP TABLE {table}")
         raw.execute("UPDATE alembic_version SET version_num = '0002'")
         raw.commit()
     open_writing(expecting.state).close()

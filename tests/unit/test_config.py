@@ -134,8 +134,8 @@ runs:
 """)
     places = [(int(p.split(",")[0].removeprefix("line ")), p.split(", ")[1].split(":")[0]) for p in found]
     assert places == [
-        (3, "watch.0.scan_every"), (5, "workers.attempts"), (7, "recipes.a.sampler"), (8, "recipes.a.metrics"),
-        (10, "runs.0.rank.mode"), (11, "runs.1.keep.best"),
+        (3, "watch.0.scan_every"), (5, "workers.attempts"), (8, "recipes.a.metrics"), (10, "runs.0.rank.mode"),
+        (11, "runs.1.keep.best"),
     ]
 
 
@@ -146,12 +146,45 @@ def test_contradictions_come_at_once_with_their_line(tmp_path):
   - rank: {by: fid, mode: max}
   - keep: {best: 3}
   - evaluate: {recipe: nothing}
-  - rank: {by: my_loss}
+  - rank: {by: jod}
 """)
     assert [p.split(":")[0] for p in found] == [
         "line 13, runs.0.rank.by", "line 13, runs.0.rank.by", "line 14, runs.1.rank.mode", "line 15, runs.2.keep.best",
         "line 16, runs.3.evaluate.recipe", "line 17, runs.4.rank.by",
     ]
+
+
+def test_an_address_that_is_none_is_refused_without_being_shown(tmp_path):
+    [problem] = problems(tmp_path, MINIMAL + "notify: ['hunter2@example.org', 'env:CKPTWATCH_MAIL', 'json://localhost']\n")
+    assert problem.startswith("line 3, notify.0: ") and "hunter2" not in problem
+
+
+@pytest.mark.parametrize(("recipe", "expected"), [
+    ("{metrics: [loss]}", "exactly one of sampler"),
+    ("{command: [x], logged: {}, metrics: [loss]}", "found: command, logged"),
+    ("{command: [x]}", "metrics is missing"),
+    ("{command: [x], metrics: [loss], samples: 3}", "samples: of no use in a recipe with command"),
+    ("{command: [x, '{chekpoint}'], metrics: [loss]}", "did you mean {checkpoint}?"),
+    ("{command: [x, [--csv, '{csv_inputs}']], metrics: [loss]}", "did you mean {csv_input}?"),
+    ("{command: [x], metrics: [jod]}", "say which direction of `jod` is better"),
+    ("{logged: {}, metrics: [{name: loss, function: 'a:b', mode: min}]}", "only in a recipe with a sampler"),
+])
+def test_recipes_without_images_are_checked_as_well(tmp_path, recipe, expected):
+    assert expected in only(tmp_path, MINIMAL + f"recipes:\n  a: {recipe}\n")
+
+
+def test_monitors_have_directions_from_names_recipes_and_themselves(tmp_path):
+    text = MINIMAL + "runs:\n  - keep: {best: {abs_rel: 3, d1: {save_top_k: 1, mode: max}}}\n"
+    rule = load(tmp_path, text).rule_for("x")
+    assert [(m.rule.by, str(m.rule.mode), m.best) for m in rule.keep.monitors] == [("abs_rel", "min", 3), ("d1", "max", 1)]
+    assert rule.rank.by == "abs_rel" and rule.best_count == 3
+    assert "say which direction of `d1`" in only(tmp_path, MINIMAL + "runs:\n  - keep: {best: {d1: 1}}\n")
+
+
+def test_the_trainers_own_words_mean_the_same(tmp_path):
+    text = MINIMAL + "runs:\n  - {rank: {monitor: abs_rel, mode: min, period: 2}, keep: {save_top_k: -1}}\n"
+    rule = load(tmp_path, text).rule_for("x")
+    assert (rule.rank.by, rule.rank.period, rule.keep.best) == ("abs_rel", 2, -1)
 
 
 def test_unknown_keys_do_not_hide_contradictions(tmp_path):
@@ -186,7 +219,7 @@ def test_a_metric_the_recipe_cannot_yield_is_refused_naming_what_it_can(tmp_path
     ({"num_classes": 0}, "greater than or equal to 1"),
     ({"sampler": {"python": "no function"}}, "of the form"),
     ({"metrics": [{"name": "fid", "function": "a:b", "mode": "max"}]}, "built-in metric"),
-    ({"metrics": [{"name": "a b", "function": "a:b", "mode": "max"}], "composite": None}, "of the form"),
+    ({"metrics": [{"name": "a;b", "function": "a:b", "mode": "max"}], "composite": None}, "of the form"),
     ({"composite": {"fid": {"weight": float("nan"), "range": [0, 1]}}}, "a finite number, found nan"),
     ({"composite": {"fid": {"weight": 1, "range": [0, float("inf")]}}}, "a finite number, found inf"),
     ({"sampler": {"program": {"noise": [3, 8, 8], "range": [float("-inf"), 1]}}}, "a finite number, found -inf"),

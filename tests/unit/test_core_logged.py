@@ -30,7 +30,9 @@ def test_validation_goes_before_training_and_the_learning_rate_is_no_metric():
 
 
 def test_what_most_checkpoints_carry_goes_first():
-    assert choose_metric([checkpoint(loss=1.0), checkpoint(loss=1.0, val_loss=2.0)]).by == "loss"
+    every, once = [checkpoint(loss=1.0)] * 7, checkpoint(loss=1.0, val_loss=2.0)
+    assert choose_metric([*every, once]).by == "loss", "a single validation is an exception"
+    assert choose_metric([*every[:2], once]).by == "val_loss", "validations are rarer than what training logs"
 
 
 def test_without_a_metric_there_is_no_ranking():

@@ -41,7 +41,7 @@ def example_keys() -> dict[str, int]:
     return found
 
 
-NAMED = ("recipes.", "recipes.composite.")  # mappings whose keys are names of the user's own
+NAMED = ("recipes.", "recipes.composite.", "runs.keep.best.")  # mappings whose keys are names of the user's own
 
 
 def _walk(node: yaml.Node, above: str, found: dict[str, int], *, inside: bool = False) -> None:

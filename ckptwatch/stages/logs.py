@@ -1,0 +1,351 @@
+"""What training logs: its files found and followed, their values recorded and given to the checkpoints they belong to."""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckptwatch.core.attaching import NEAREST, Span, choose, spans, stretch_of
+from ckptwatch.core.series import LogPoint, LogRow
+from ckptwatch.logs.base import Dialect
+from ckptwatch.logs.finder import find_logs
+from ckptwatch.logs.follower import Follower, Place
+from ckptwatch.logs.registry import dialect_named, dialect_of
+from ckptwatch.model import Attached, Checkpoint, CheckpointState, Logged, Run
+from ckptwatch.settings import Settings
+from ckptwatch.store import checkpoints, logs, runs
+from ckptwatch.store.database import Connection, Database
+from ckptwatch.store.logs import Log, Track
+
+log = logging.getLogger(__name__)
+
+PORTION = 1 << 20     # bytes of one log read at a time
+PATIENCE = 0.25       # seconds of reading before the daemon listens again
+Values = dict[str, Attached]
+Clock = Callable[[], float]
+_Stat = tuple[int, int, int]  # inode, size, mtime_ns
+
+
+@dataclass(kw_only=True)
+class _Followed:
+    log: Log
+    follower: Follower
+    stat: _Stat | None = None
+
+
+@dataclass(kw_only=True)
+class _News:
+    """From where on the logs of a run say what they did not say before."""
+
+    step: float = math.inf
+    epoch: float = math.inf
+
+    def add(self, rows: Iterable[LogRow]) -> None:
+        for row in rows:
+            if row.step is not None:
+                self.step = min(self.step, row.step)
+            if row.epoch is not None:
+                self.epoch = min(self.epoch, row.epoch)
+
+    def may_concern(self, c: Checkpoint) -> bool:
+        return ((c.step is not None and c.step >= self.step) or (c.epoch is not None and c.epoch >= self.epoch)
+                or (self.step < math.inf and c.step is None) or (self.epoch < math.inf and c.epoch is None))
+
+
+@dataclass(kw_only=True)
+class _Watched:
+    """One run as this stage sees it. Paths are strings: they are looked at several times a minute for thousands of runs."""
+
+    run: Run
+    logged: Logged
+    directories: dict[str, int] = field(default_factory=dict)  # → mtime_ns when they were listed
+    files: dict[str, _Followed] = field(default_factory=dict)
+    foreign: dict[str, _Stat] = field(default_factory=dict)    # files that no dialect took for a log
+    listed: bool = False
+    given: set[int] = field(default_factory=set)  # checkpoints that have what was logged so far
+    news: _News = field(default_factory=_News)
+
+
+class LogStage:
+    """Follows the logs of all runs that go on. Never writes below a root, never holds a log open."""
+
+    def __init__(self, db: Database, settings: Settings) -> None:
+        self._db = db
+        self._settings = settings
+        self._runs: dict[int, _Watched] = {}
+        self._unread: set[int] = set()   # runs with more to read than there was time for
+        self._new: set[int] = set()      # runs whose checkpoints changed
+        self._troubles: dict[str, str] = {}
+        self._grown: set[int] = set()
+
+    @property
+    def pending(self) -> bool:
+        """Is there more to read, or to give to checkpoints, at once?"""
+        return bool(self._unread or self._new)
+
+    def refresh(self) -> None:
+        """Take up runs that are new or go on again; let go of those that have ended."""
+        with self._db.read() as conn:
+            every = runs.all_runs(conn)
+            living = {r.id: r for r in every if r.ended_at is None}
+            for run in living.values():
+                self._take_up(conn, run)
+        for run_id in self._runs.keys() - living.keys() - self._unread:
+            del self._runs[run_id]
+
+    def take_grown(self) -> set[int]:
+        """Runs whose logs have grown since this was asked last."""
+        grown, self._grown = self._grown, set()
+        return grown
+
+    def changed(self, run_ids: Iterable[int]) -> None:
+        """Checkpoints of these runs came or went: what is logged may be theirs."""
+        self._new.update(run_ids)
+
+    def look(self, *, mono: Clock, now: float, final: bool = False) -> set[int]:
+        """Read what the logs have grown by, for a while. Returns the ids of runs whose checkpoints got other values.
+
+        `final`: also a last line without its end, as nobody will write it.
+        """
+        begin, touched = mono(), set()
+        if unknown := self._new - self._runs.keys():
+            with self._db.read() as conn:
+                for run_id in unknown:
+                    self._take_up(conn, runs.run(conn, run_id))
+        for run_id, watched in list(self._runs.items()):
+            if mono() - begin > PATIENCE and not (run_id in self._new or run_id in self._unread):
+                continue  # its turn comes with the next look
+            if self._look_at(watched, now=now, final=final) or run_id in self._new:
+                self._new.discard(run_id)
+                if self._give(watched):
+                    touched.add(run_id)
+        self._new.clear()
+        return touched
+
+    # ---- finding -------------------------------------------------------------------------------------------------
+
+    def _take_up(self, conn: Connection, run: Run) -> None:
+        if run.id in self._runs:
+            return
+        rule = self._settings.rule_for(run.name)
+        watched = _Watched(run=run, logged=rule.logged)
+        for known in logs.of_run(conn, run.id):
+            if (dialect := dialect_named(known.dialect)) is not None:
+                follower = Follower(known.path, dialect, watched.logged, Place.from_plain(known.place))
+                watched.files[str(known.path)] = _Followed(log=known, follower=follower)
+        self._runs[run.id] = watched
+
+    def _look_at(self, watched: _Watched, *, now: float, final: bool) -> bool:
+        """True if anything was read."""
+        if self._listing_is_old(watched):
+            self._list(watched, now)
+        read = False
+        self._unread.discard(watched.run.id)
+        for path, followed in list(watched.files.items()):
+            stat = _stat(path)
+            if stat == followed.stat and not final and watched.run.id not in self._unread:
+                continue
+            if stat is None and followed.stat is None:
+                continue
+            read |= self._read(watched, path, followed, stat, now=now, final=final)
+        return read
+
+    def _listing_is_old(self, watched: _Watched) -> bool:
+        if not watched.listed:
+            return True
+        for directory, mtime in watched.directories.items():
+            try:
+                if os.stat(directory).st_mtime_ns != mtime:  # noqa: PTH116 - a Path each time would take longer
+                    return True
+            except OSError:
+                return True
+        # A file that was nobody's log when it was empty may have become one.
+        return any(_stat(path) != stat for path, stat in watched.foreign.items())
+
+    def _list(self, watched: _Watched, now: float) -> None:
+        run = watched.run
+        others = [w.run.path for w in self._runs.values() if w.run.path != run.path and w.run.path.is_relative_to(run.path)]
+        found = find_logs(run.path, others, watched.logged)
+        watched.directories = {str(d): mtime for d in found.directories if (mtime := _mtime(d)) is not None}
+        watched.listed = True
+        watched.foreign = {}
+        for path in found.files:
+            if str(path) in watched.files:
+                continue
+            if self._is_rotated(watched, path):
+                continue
+            dialect = dialect_of(path, run.path, watched.logged)
+            if dialect is not None and self._goes_on(watched, path, dialect):
+                continue
+            if dialect is None:
+                if (stat := _stat(str(path))) is not None and stat[1] < LATE:
+                    watched.foreign[str(path)] = stat
+                continue
+            with self._db.write() as conn:
+                begun = logs.begin(conn, run_id=run.id, path=path, dialect=dialect.name, now=now)
+            log.info("%s: reading %s (%s)", run.name, logs.shown(path, run.path), dialect.title)
+            watched.files[str(path)] = _Followed(log=begun, follower=Follower(path, dialect, watched.logged, None))
+
+    def _is_rotated(self, watched: _Watched, path: Path) -> bool:
+        """A log that was renamed when another began under its name: `train.log` that is now `train.log.1`."""
+        stat = _stat(str(path))
+        for before, followed in watched.files.items():
+            if stat is not None and followed.stat is not None and followed.stat[0] == stat[0]:
+                there = _stat(before)
+                if there is None or there[0] != stat[0]:
+                    dialect = dialect_named(followed.log.dialect)
+                    assert dialect is not None
+                    self._move(watched, before, path, dialect)
+                    self._begin_again(watched, Path(before))
+                    return True
+        return False
+
+    def _goes_on(self, watched: _Watched, path: Path, dialect: Dialect) -> bool:
+        """The Trainer writes all of its history into each checkpoint: that of a newer one is the same log, and longer."""
+        older = next((p for p, f in watched.files.items() if f.log.dialect == dialect.name and f.follower.whole
+                      and Path(p).name == path.name and Path(p).parent.parent == path.parent.parent
+                      and Path(p).parent != watched.run.path), None)
+        if older is None or path.parent == watched.run.path:
+            return False
+        self._move(watched, older, path, dialect)
+        return True
+
+    def _move(self, watched: _Watched, before: str, path: Path, dialect: Dialect) -> None:
+        followed = watched.files.pop(before)
+        with self._db.write() as conn:
+            logs.moved(conn, followed.log.id, path)
+        followed.follower = Follower(path, dialect, watched.logged, followed.follower.place)
+        followed.stat = None
+        watched.files[str(path)] = followed
+
+    def _begin_again(self, watched: _Watched, path: Path) -> None:
+        """The name that was rotated away may have a new file already; the listing that is under way meets it or the next."""
+        watched.directories.pop(str(path.parent), None)
+        watched.listed = False
+
+    # ---- reading -------------------------------------------------------------------------------------------------
+
+    def _read(
+        self, watched: _Watched, path: str, followed: _Followed, stat: _Stat | None, *, now: float, final: bool,
+    ) -> bool:
+        polled = followed.follower.poll(limit=PORTION, final=final)
+        followed.stat = stat
+        if polled.more:
+            self._unread.add(watched.run.id)
+            followed.stat = None
+        if polled.trouble and self._troubles.get(path) != polled.trouble:
+            log.warning("%s: %s: %s", watched.run.name, logs.shown(Path(path), watched.run.path), polled.trouble)
+        self._troubles[path] = polled.trouble
+        place = followed.follower.place.to_plain()
+        if not polled.rows and not polled.bad and not polled.restarted and place == followed.log.place:
+            return False
+        with self._db.write() as conn:
+            followed.log = logs.note(
+                conn, followed.log.id, place=place, restarted=polled.restarted, rows=len(polled.rows), bad=polled.bad,
+                trouble=polled.trouble, now=now)
+            if polled.rows:
+                logs.append(conn, followed.log, polled.rows)
+                watched.news.add(polled.rows)
+        self._grown.add(watched.run.id)
+        return bool(polled.rows)
+
+    # ---- giving --------------------------------------------------------------------------------------------------
+
+    def _give(self, watched: _Watched) -> bool:
+        """Give logged values to the checkpoints of a run. True if any checkpoint got others than it had."""
+        if watched.run.id in self._unread:
+            return False  # the back catalogue of a log is read to its end first
+        considered: set[int] = set()
+
+        def wanted(c: Checkpoint) -> bool:
+            considered.add(c.id)
+            return c.id not in watched.given or watched.news.may_concern(c) or watched.logged.attach == NEAREST
+
+        with self._db.read() as conn:
+            changes = belonging(conn, watched.run, watched.logged, wanted=wanted)
+        watched.given, watched.news = considered, _News()
+        if not changes:
+            return False
+        with self._db.write() as conn:
+            for checkpoint_id, values in changes.items():
+                logs.attach(conn, checkpoint_id, values)
+        return True
+
+
+LATE = 4096  # bytes below which a file may still become a log: its first line was not whole
+
+
+def belonging(conn: Connection, run: Run, logged: Logged, *, wanted: Callable[[Checkpoint], bool]) -> dict[int, Values]:
+    """Checkpoint id → its logged values, of those `wanted` of a run for which they are not the ones recorded."""
+    every = [c for c in checkpoints.of_run(conn, run.id) if c.state is not CheckpointState.INCOMPLETE]
+    chosen = {c.id for c in every if c.state is CheckpointState.COMPLETE and wanted(c)}
+    if not chosen:
+        return {}
+    places = spans([(c.generation, c.step, c.epoch) for c in every])
+    by_log: dict[int, list[Track]] = {}
+    for track in logs.tracks(conn, run.id):
+        by_log.setdefault(track.log.id, []).append(track)
+    known = logs.attached_in(conn, run.id)
+    changes = {}
+    for checkpoint, span in zip(every, places, strict=True):
+        if checkpoint.id in chosen:
+            values = _values_of(conn, checkpoint, span, by_log.values(), run, logged, newest=every[-1].generation)
+            if values != known.get(checkpoint.id, {}):
+                changes[checkpoint.id] = values
+    return changes
+
+
+def _values_of(
+    conn: Connection, checkpoint: Checkpoint, span: Span, every: Iterable[Sequence[Track]], run: Run, logged: Logged, *,
+    newest: int,
+) -> Values:
+    """Of several logs that have a name, the one whose value is nearest."""
+    found: dict[str, tuple[float, Attached]] = {}
+    for tracks in every:
+        for track in tracks:
+            if track.name in checkpoint.metrics:
+                continue
+            nearest = _nearest(conn, track, span, logged.attach, (checkpoint.generation, newest))
+            if nearest is not None and (track.name not in found or nearest[0] < found[track.name][0]):
+                point = nearest[1]
+                found[track.name] = (nearest[0], Attached(value=point.value, step=point.step, epoch=point.epoch,
+                                                          source=logs.shown(track.log.path, run.path)))
+    return {name: attached for name, (_, attached) in found.items()}
+
+
+def _nearest(
+    conn: Connection, track: Track, span: Span, attach: str, generations: tuple[int, int],
+) -> tuple[float, LogPoint] | None:
+    """A name's point that is the checkpoint's, and how far from it; by steps where both have any, else by epochs."""
+    for epochs, count in ((False, span.step), (True, span.epoch)):
+        if count is None:
+            continue
+        stretch: int | None = 0
+        if track.log.stretch:
+            own, newest = generations
+            stretch = stretch_of(logs.reach(conn, track.log.id, epochs=epochs), count, generation=own, newest=newest)
+        if stretch is None:
+            continue
+        around = logs.near(conn, track, stretch, count, epochs=epochs, beyond=attach == NEAREST)
+        point = choose(around, span, attach=attach)
+        if point is not None:
+            at = point.epoch if epochs else point.step
+            return abs(count - (at or 0)), point
+    return None
+
+
+def _stat(path: str) -> _Stat | None:
+    try:
+        info = os.stat(path)  # noqa: PTH116 - a Path each time would take longer
+    except OSError:
+        return None
+    return (info.st_ino, info.st_size, info.st_mtime_ns)
+
+
+def _mtime(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
