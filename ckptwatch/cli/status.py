@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import textwrap
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,7 +152,8 @@ def _alert(out: "Console", alert: "Alert", others: "Sequence[str]" = ()) -> None
     if others:
         message += f"; the same of {', '.join(others[:4])}" + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     # The one thing that may wrap: an error cut off at the edge helps nobody.
-    out.print(f"  ! {message}", style=style)
+    for line in textwrap.wrap(f"  ! {message}", out.width, subsequent_indent="    ", break_long_words=False):
+        out.print(line, style=style, soft_wrap=True)
     for line in rest:
         out.print(f"    {line.strip()}", style=style)
     for name, value in alert.details.items():

@@ -88,3 +88,9 @@ def parse_step(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is no step: write 12345, 385k or 2M")
     return int(match[1]) * _STEP_UNITS[match[2]]
+
+
+def ordinal(n: int) -> str:
+    """"2nd"."""
+    teen = n % 100 in (11, 12, 13)
+    return f"{n}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"

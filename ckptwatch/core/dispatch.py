@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ckptwatch.core.amounts import ordinal
 from ckptwatch.model import EvaluateRule, Role
 
 FIRST_PAUSE = 30.0     # seconds
@@ -82,7 +83,7 @@ def due(
         return False, f"evaluation is off (every: {rule.every})"
     if rule.every == 1 or (position > 0 and position % rule.every == 0):
         return True, ""
-    return False, f"every {_ordinal(rule.every)} checkpoint is evaluated"
+    return False, f"every {ordinal(rule.every)} checkpoint is evaluated"
 
 
 def knows_its_place(*, rule: EvaluateRule, step: int | None, epoch: int | None) -> bool:
@@ -95,7 +96,7 @@ def knows_its_place(*, rule: EvaluateRule, step: int | None, epoch: int | None) 
 def _due_at_multiples(count: int | None, *, of: int, unit: str, role: Role) -> tuple[bool, str]:
     if of < 1:
         return False, f"evaluation is off (every_{unit}s: {of})"
-    which = f"every {unit}" if of == 1 else f"every {_ordinal(of)} {unit}"
+    which = f"every {unit}" if of == 1 else f"every {ordinal(of)} {unit}"
     if role is Role.BEST:  # a second copy of what was or was not due under its own name
         return False, f"{which} is evaluated, and the trainer's own best is a copy of one"
     if count is None:
@@ -103,8 +104,3 @@ def _due_at_multiples(count: int | None, *, of: int, unit: str, role: Role) -> t
     if count % of == 0:
         return True, ""
     return False, f"{which} is evaluated, this is {count}"
-
-
-def _ordinal(n: int) -> str:
-    teen = n % 100 in (11, 12, 13)
-    return f"{n}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"

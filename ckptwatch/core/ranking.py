@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from ckptwatch.core.amounts import ordinal
 from ckptwatch.core.composite import composite_score, definition, slopes
 from ckptwatch.core.metrics import COMPOSITE
 from ckptwatch.model import Composite, Contender, Mode, Place, Ranking, RankRule, Score, Unranked, evolve
@@ -85,8 +86,8 @@ def out_of_turn(rule: RankRule, epoch: int | None) -> str:
     if rule.period <= 1:
         return ""
     if epoch is None:
-        return f"only every {rule.period}. epoch counts (period), and the epoch of this one is not known"
-    return "" if epoch % rule.period == 0 else f"only every {rule.period}. epoch counts (period), this is epoch {epoch}"
+        return f"only every {ordinal(rule.period)} epoch counts (period), and the epoch of this one is not known"
+    return "" if epoch % rule.period == 0 else f"only every {ordinal(rule.period)} epoch counts (period), this is {epoch}"
 
 
 def _missing(contender: Contender, metric: str) -> str:

@@ -3,12 +3,15 @@
 import logging
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from ckptwatch.core.attaching import NEAREST, Span, choose, spans, stretch_of
 from ckptwatch.core.series import LogPoint, LogRow
+from ckptwatch.errors import StateError
 from ckptwatch.logs.base import Dialect
 from ckptwatch.logs.finder import find_logs
 from ckptwatch.logs.follower import Follower, Place
@@ -75,9 +78,12 @@ class LogStage:
         self._db = db
         self._settings = settings
         self._runs: dict[int, _Watched] = {}
+        self._by_path: dict[Path, _Watched] = {}
+        self._places: list[str] | None = None  # directories of all runs, sorted; None: to be made anew
         self._unread: set[int] = set()   # runs with more to read than there was time for
         self._new: set[int] = set()      # runs whose checkpoints changed
         self._troubles: dict[str, str] = {}
+        self._failed: set[int] = set()   # runs whose logs raised what they should not; said once
         self._grown: set[int] = set()
 
     @property
@@ -93,7 +99,8 @@ class LogStage:
             for run in living.values():
                 self._take_up(conn, run)
         for run_id in self._runs.keys() - living.keys() - self._unread:
-            del self._runs[run_id]
+            del self._by_path[self._runs.pop(run_id).run.path]
+            self._places = None
 
     def take_grown(self) -> set[int]:
         """Runs whose logs have grown since this was asked last."""
@@ -107,22 +114,49 @@ class LogStage:
     def look(self, *, mono: Clock, now: float, final: bool = False) -> set[int]:
         """Read what the logs have grown by, for a while. Returns the ids of runs whose checkpoints got other values.
 
-        `final`: also a last line without its end, as nobody will write it.
+        `final`: also a last line without its end, as nobody will write it. Raises StateError if the database cannot be
+        written; then everything is read again from where it was recorded.
         """
+        try:
+            return self._look(mono=mono, now=now, final=final)
+        except StateError:
+            # The followers are ahead of the record: what they have read would be lost.
+            self._new.update(self._runs)
+            self._runs, self._by_path, self._places = {}, {}, None
+            self._unread.clear()
+            raise
+
+    def _look(self, *, mono: Clock, now: float, final: bool) -> set[int]:
         begin, touched = mono(), set()
         if unknown := self._new - self._runs.keys():
             with self._db.read() as conn:
                 for run_id in unknown:
                     self._take_up(conn, runs.run(conn, run_id))
-        for run_id, watched in list(self._runs.items()):
-            if mono() - begin > PATIENCE and not (run_id in self._new or run_id in self._unread):
-                continue  # its turn comes with the next look
-            if self._look_at(watched, now=now, final=final) or run_id in self._new:
-                self._new.discard(run_id)
-                if self._give(watched):
-                    touched.add(run_id)
-        self._new.clear()
+        # Those that were left over last time come first.
+        for run_id in sorted(self._runs, key=lambda i: i not in self._unread):
+            if mono() - begin > PATIENCE:
+                self._unread.add(run_id)  # its turn comes as soon as the daemon has listened
+            elif self._visit(run_id, self._runs[run_id], now=now, final=final):
+                touched.add(run_id)
         return touched
+
+    def _visit(self, run_id: int, watched: _Watched, *, now: float, final: bool) -> bool:
+        """True if a checkpoint of the run got other values."""
+        try:
+            read = self._look_at(watched, now=now, final=final)
+            if run_id in self._unread or not (read or run_id in self._new):
+                return False  # the back catalogue of a log is read to its end first
+            self._new.discard(run_id)
+            return self._give(watched)
+        except StateError:
+            raise
+        except Exception:  # whatever is in a log must not end the care for the others
+            if run_id not in self._failed:
+                log.exception("the logs of %s could not be read", watched.run.name)
+            self._failed.add(run_id)
+            self._unread.discard(run_id)
+            self._new.discard(run_id)
+            return False
 
     # ---- finding -------------------------------------------------------------------------------------------------
 
@@ -136,6 +170,19 @@ class LogStage:
                 follower = Follower(known.path, dialect, watched.logged, Place.from_plain(known.place))
                 watched.files[str(known.path)] = _Followed(log=known, follower=follower)
         self._runs[run.id] = watched
+        self._places = None
+        self._by_path[run.path] = watched
+        for parent in run.path.parents:  # a run within another takes the logs below its directory along
+            if (outer := self._by_path.get(parent)) is not None:
+                outer.listed = False
+
+    def _below(self, run: Run) -> list[Path]:
+        """Directories of the runs that lie within this one's."""
+        if self._places is None:
+            self._places = sorted(str(w.run.path) for w in self._runs.values())
+        top = f"{run.path}{os.sep}"
+        begin = bisect_left(self._places, top)
+        return [Path(place) for place in takewhile(lambda p: p.startswith(top), self._places[begin:])]
 
     def _look_at(self, watched: _Watched, *, now: float, final: bool) -> bool:
         """True if anything was read."""
@@ -145,9 +192,7 @@ class LogStage:
         self._unread.discard(watched.run.id)
         for path, followed in list(watched.files.items()):
             stat = _stat(path)
-            if stat == followed.stat and not final and watched.run.id not in self._unread:
-                continue
-            if stat is None and followed.stat is None:
+            if stat is None or (stat == followed.stat and not final):
                 continue
             read |= self._read(watched, path, followed, stat, now=now, final=final)
         return read
@@ -161,32 +206,42 @@ class LogStage:
                     return True
             except OSError:
                 return True
+        if not watched.directories:
+            return watched.run.path.is_dir()  # it is back
         # A file that was nobody's log when it was empty may have become one.
         return any(_stat(path) != stat for path, stat in watched.foreign.items())
 
     def _list(self, watched: _Watched, now: float) -> None:
         run = watched.run
-        others = [w.run.path for w in self._runs.values() if w.run.path != run.path and w.run.path.is_relative_to(run.path)]
-        found = find_logs(run.path, others, watched.logged)
-        watched.directories = {str(d): mtime for d in found.directories if (mtime := _mtime(d)) is not None}
+        below = self._below(run)
+        found = find_logs(run.path, below, watched.logged)
+        watched.directories = {str(d): mtime for d in found.directories if (mtime := _mtime(d, now)) is not None}
         watched.listed = True
         watched.foreign = {}
+        if not watched.logged.files:
+            self._let_go(watched, below)
         for path in found.files:
-            if str(path) in watched.files:
-                continue
-            if self._is_rotated(watched, path):
+            if str(path) in watched.files or not _can_be_recorded(path) or self._is_rotated(watched, path):
                 continue
             dialect = dialect_of(path, run.path, watched.logged)
-            if dialect is not None and self._goes_on(watched, path, dialect):
-                continue
             if dialect is None:
                 if (stat := _stat(str(path))) is not None and stat[1] < LATE:
                     watched.foreign[str(path)] = stat
+                continue
+            if self._goes_on(watched, path, dialect):
                 continue
             with self._db.write() as conn:
                 begun = logs.begin(conn, run_id=run.id, path=path, dialect=dialect.name, now=now)
             log.info("%s: reading %s (%s)", run.name, logs.shown(path, run.path), dialect.title)
             watched.files[str(path)] = _Followed(log=begun, follower=Follower(path, dialect, watched.logged, None))
+
+    def _let_go(self, watched: _Watched, below: Sequence[Path]) -> None:
+        """Logs below the directory of another run are that run's."""
+        for path, followed in list(watched.files.items()):
+            if any(Path(path).is_relative_to(place) for place in below):
+                del watched.files[path]
+                with self._db.write() as conn:
+                    logs.drop(conn, followed.log.id)
 
     def _is_rotated(self, watched: _Watched, path: Path) -> bool:
         """A log that was renamed when another began under its name: `train.log` that is now `train.log.1`."""
@@ -194,11 +249,10 @@ class LogStage:
         for before, followed in watched.files.items():
             if stat is not None and followed.stat is not None and followed.stat[0] == stat[0]:
                 there = _stat(before)
-                if there is None or there[0] != stat[0]:
-                    dialect = dialect_named(followed.log.dialect)
-                    assert dialect is not None
+                dialect = dialect_named(followed.log.dialect)
+                if dialect is not None and (there is None or there[0] != stat[0]):
                     self._move(watched, before, path, dialect)
-                    self._begin_again(watched, Path(before))
+                    watched.listed = False  # the name may have a new file already: this listing met it, or the next does
                     return True
         return False
 
@@ -219,11 +273,6 @@ class LogStage:
         followed.follower = Follower(path, dialect, watched.logged, followed.follower.place)
         followed.stat = None
         watched.files[str(path)] = followed
-
-    def _begin_again(self, watched: _Watched, path: Path) -> None:
-        """The name that was rotated away may have a new file already; the listing that is under way meets it or the next."""
-        watched.directories.pop(str(path.parent), None)
-        watched.listed = False
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -255,8 +304,6 @@ class LogStage:
 
     def _give(self, watched: _Watched) -> bool:
         """Give logged values to the checkpoints of a run. True if any checkpoint got others than it had."""
-        if watched.run.id in self._unread:
-            return False  # the back catalogue of a log is read to its end first
         considered: set[int] = set()
 
         def wanted(c: Checkpoint) -> bool:
@@ -274,6 +321,7 @@ class LogStage:
         return True
 
 
+TICK = 0.1   # seconds within which a directory may change twice and show one time
 LATE = 4096  # bytes below which a file may still become a log: its first line was not whole
 
 
@@ -344,8 +392,19 @@ def _stat(path: str) -> _Stat | None:
     return (info.st_ino, info.st_size, info.st_mtime_ns)
 
 
-def _mtime(path: Path) -> int | None:
+def _mtime(path: Path, now: float) -> int | None:
+    """When a directory changed; −1, so that it is looked at again, if that was just now: the clock of files ticks slowly."""
     try:
-        return path.stat().st_mtime_ns
+        mtime = path.stat().st_mtime_ns
     except OSError:
         return None
+    return mtime if now - mtime / 1e9 > TICK else -1
+
+
+def _can_be_recorded(path: Path) -> bool:
+    """A name that is no text cannot: the database holds text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -60,7 +60,7 @@ def of_run(conn: Connection, run_id: int) -> tuple[Log, ...]:
 def begin(conn: Connection, *, run_id: int, path: Path, dialect: str, now: float) -> Log:
     """A log seen for the first time."""
     conn.execute(insert(logs).values(run_id=run_id, path=str(path), dialect=dialect, place={}, read_at=now))
-    return _log(conn.execute(select(logs).where(logs.c.path == str(path))).one())
+    return _log(conn.execute(select(logs).where(logs.c.run_id == run_id, logs.c.path == str(path))).one())
 
 
 def note(
@@ -77,6 +77,14 @@ def note(
 def moved(conn: Connection, log_id: int, path: Path) -> None:
     """It was rotated: the same log under another name."""
     conn.execute(update(logs).where(logs.c.id == log_id).values(path=str(path)))
+
+
+def drop(conn: Connection, log_id: int) -> None:
+    """Forget a log and all that was read of it."""
+    own = select(series.c.id).where(series.c.log_id == log_id)
+    conn.execute(delete(points).where(points.c.series_id.in_(own)))
+    conn.execute(delete(series).where(series.c.log_id == log_id))
+    conn.execute(delete(logs).where(logs.c.id == log_id))
 
 
 # ---- points ---------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def open_alarms(conn: Connection, *, since: float, limit: int = 200) -> list[Ope
     query = (select(a.run_id, a.kind, a.subject, a.message, a.numbers, a.causes, a.go_back_to, a.opened_at)
              .join(runs, runs.c.id == a.run_id)
              .where(a.closed_at.is_(None), runs.c.ended_at.is_(None) | (runs.c.ended_at >= since))
-             .order_by(a.opened_at.desc(), a.id.desc()).limit(limit))
+             .order_by(a.opened_at.desc(), a.id).limit(limit))
     return [OpenAlarm(run_id=r.run_id, kind=r.kind, subject=r.subject, message=r.message, numbers=r.numbers,
                       causes=tuple(r.causes),
                       go_back_to=r.go_back_to, opened_at=r.opened_at) for r in conn.execute(query)]

@@ -130,8 +130,7 @@ logs = Table(
     Column("bad", Integer, nullable=False, server_default="0"),  # records that could not be read
     Column("trouble", Text, nullable=False, server_default=""),
     Column("read_at", Float, nullable=False),
-    Index("one_log", "path", unique=True),
-    Index("logs_of_run", "run_id"),
+    Index("one_log", "run_id", "path", unique=True),
 )
 
 series = Table(

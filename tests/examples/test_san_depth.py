@@ -6,6 +6,7 @@ import shutil
 import pytest
 import yaml
 
+from ckptwatch.core.amounts import ordinal
 from tests.examples.example import Example, idle
 
 pytestmark = [pytest.mark.xdist_group("example-san-depth"), pytest.mark.timeout(900)]
@@ -163,7 +164,7 @@ def test_b3_only_every_nth_epoch_takes_a_place(trained, period):
     assert [p["epoch"] for p in ranking["ranking"]] == best(trained, "abs_rel", EPOCHS, period=period)
     others = {u["path"].rsplit("/", 1)[1]: u["reason"] for u in ranking["unranked"]}
     assert others == {
-        name_of(epoch): f"only every {period}. epoch counts (period), this is epoch {epoch}"
+        name_of(epoch): f"only every {ordinal(period)} epoch counts (period), this is {epoch}"
         for epoch in range(EPOCHS) if epoch % period}
 
 

@@ -24,8 +24,7 @@ def upgrade() -> None:
         sa.Column("trouble", sa.Text, nullable=False, server_default=""),
         sa.Column("read_at", sa.Float, nullable=False),
     )
-    op.create_index("one_log", "logs", ["path"], unique=True)
-    op.create_index("logs_of_run", "logs", ["run_id"])
+    op.create_index("one_log", "logs", ["run_id", "path"], unique=True)
     op.create_table(
         "series",
         sa.Column("id", sa.Integer, primary_key=True),
