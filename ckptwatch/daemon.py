@@ -264,7 +264,8 @@ class Daemon:
         if mono - self._last_look >= LOOK or self._logs.pending or self._to_the_end:
             self._last_look = mono
             self._dirty |= self._logs.look(mono=time.monotonic, now=now, final=self._to_the_end)
-        self._health.changed(self._dirty | self._logs.take_grown())
+        self._health.changed(self._dirty)
+        self._health.logged(self._logs.take_grown())
         self._look_after(now)
         if mono - self._last_round >= ROUND:
             self._last_round = mono
@@ -284,7 +285,7 @@ class Daemon:
     def _look_after(self, now: float) -> None:
         """Is training well?"""
         self._health.scan_weights(now=now)
-        for news in self._health.look(now=now, at_once=self._to_the_end):
+        for news in self._health.look(mono=time.monotonic, now=now, at_once=self._to_the_end):
             self._keeping.draw_alarms(news)
             self._dirty.add(news.run.id)  # where to go back to is kept
 

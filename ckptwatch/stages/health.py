@@ -3,7 +3,7 @@
 import logging
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -32,6 +32,8 @@ from ckptwatch.workers.weight_scan import WeightScanner
 
 log = logging.getLogger(__name__)
 
+LONG_PAST = 86400.0  # seconds after which what is in a run is no news
+PATIENCE = 0.25  # seconds of looking before the daemon listens again
 AGAIN = 60.0  # seconds after which a run is looked at again to see whether what was wrong is over
 PAUSE = 10.0  # seconds between two looks at one run that keeps changing
 
@@ -69,6 +71,7 @@ class _Chart:
     scans: Mapping[int, WeightScan] = field(default_factory=dict)
     last_row_at: float | None = None
     alarms: tuple[Alarm, ...] = ()
+    witnessed: bool = False  # has a checkpoint appeared since the run was first seen?
     final: bool = False  # has its trainer saved what it calls the final one?
 
 
@@ -80,22 +83,31 @@ class HealthStage:
         self._settings = settings
         self._patients: dict[int, _Patient] = {}
         self._waiting: set[int] = set()
+        self._unscanned = True  # may there be checkpoints whose weights were not looked at?
         self._totals = logs.Totals()
         self.scanner = WeightScanner()
 
     def changed(self, run_ids: Iterable[int]) -> None:
-        """Logs, checkpoints or evaluations of these runs changed."""
+        """Checkpoints or evaluations of these runs changed."""
+        ids = set(run_ids)
+        self._waiting |= ids
+        self._unscanned |= bool(ids)
+
+    def logged(self, run_ids: Iterable[int]) -> None:
+        """The logs of these runs have grown."""
         self._waiting.update(run_ids)
 
-    def look(self, *, now: float, at_once: bool = False) -> list[News]:
+    def look(self, *, mono: Callable[[], float], now: float, at_once: bool = False) -> list[News]:
         """Examine the runs that changed, each at most every PAUSE seconds, and those whose checkpoint is late.
 
         `at_once`: what is there is looked at once, nobody waits for more.
         """
         self._waiting.update(i for i, p in self._patients.items() if p.again_at is not None and p.again_at <= now)
         due = [i for i in self._waiting if at_once or now - self._patient(i).looked_at >= PAUSE]
-        news = []
+        news, begin = [], mono()
         for run_id in due:
+            if mono() - begin > PATIENCE:
+                break  # the others wait for the next look
             self._waiting.discard(run_id)
             try:
                 told = self._look_at(run_id, now, over=at_once)
@@ -114,14 +126,14 @@ class HealthStage:
     @property
     def pending(self) -> bool:
         """Is anything to be looked at still?"""
-        return self.scanner.busy or bool(self._waiting)
+        return self.scanner.busy or self._unscanned or bool(self._waiting)
 
     def scan_weights(self, *, now: float) -> None:
         """Take in what the scan that runs has found, and begin the next one: of new checkpoints, the newest first."""
         done = self.scanner.poll()
         if done is not None:
             self._take_scan(*done, now=now)
-        if self.scanner.busy:
+        if self.scanner.busy or not self._unscanned:
             return
         with self._db.read() as conn:
             for checkpoint in weight_scans.unscanned(conn):
@@ -132,6 +144,7 @@ class HealthStage:
                     self.scanner.start(checkpoint.id, checkpoint.path, checkpoint.members, checkpoint.format,
                                        bool(root and root.trusted))
                     return
+        self._unscanned = False
 
     def _take_scan(self, checkpoint_id: int, scan: WeightScan, *, now: float) -> None:
         with self._db.write() as conn:
@@ -148,10 +161,10 @@ class HealthStage:
         patient.looked_at = now
         with self._db.read() as conn:
             chart = self._chart(conn, runs.run(conn, run_id))
-        ended = over or chart.run.ended_at is not None or chart.final
+        ended = over or chart.run.ended_at is not None or chart.final or not chart.witnessed
         patient.again_at = overdue_at(chart.saved, chart.rule, ended=ended, now=now)
         symptoms: Sequence[Symptom] = ()
-        if chart.rule.enabled:
+        if chart.rule.enabled and (chart.alarms or not self._is_long_past(chart, now)):
             symptoms = examine(chart.curves, rule=chart.rule, checkpoints=chart.saved, last_row_at=chart.last_row_at,
                                now=now, ended=ended, modes=chart.modes)
         changes = reconcile(chart.alarms, symptoms, now=now, absent=patient.absent)
@@ -161,6 +174,11 @@ class HealthStage:
         if not (changes.raised or changes.updated or changes.closed):
             return None
         return self._record(chart, changes, now)
+
+    def _is_long_past(self, chart: _Chart, now: float) -> bool:
+        """Did all of it happen long ago? Nobody wants to be told today of what went wrong in an old run."""
+        last = max([c.at for c in chart.saved] + [chart.last_row_at or 0.0], default=0.0)
+        return now - last > max(LONG_PAST, self._settings.rule_for(chart.run.name).ended_after)
 
     def _chart(self, conn: Connection, run: Run) -> _Chart:
         rule = self._settings.rule_for(run.name).health
@@ -173,7 +191,7 @@ class HealthStage:
             saved=tuple(Saved(step=c.step, epoch=c.epoch, at=c.identity.mtime_ns / 1e9, weights=scans.get(c.id))
                         for c in own),
             scans=scans, last_row_at=logs.written_at(conn, run.id), alarms=alarms.of_run(conn, run.id),
-            final=bool(own) and own[-1].role is Role.FINAL)
+            witnessed=any(c.found_at > run.created_at for c in own), final=bool(own) and own[-1].role is Role.FINAL)
 
     def _logged(self, conn: Connection, run: Run, rule: HealthRule) -> list[Curve]:
         """One curve for each name: that of the log that has come furthest."""

@@ -301,12 +301,19 @@ class KeepingStage:
             waiting = {r.run_id for r in evaluations.waiting(conn)} | set(evaluations.running_per_run(conn))
         for run, newest_at in alive:
             rule = self._settings.rule_for(run.name)
-            if run.id in waiting or not (at_once or now - newest_at >= rule.ended_after):
+            if run.id in waiting or not (at_once or self._is_silent(run, newest_at, now - rule.ended_after)):
                 continue
             why = "processed once" if at_once else f"no new checkpoint for {(now - newest_at) / 3600:.1f} h"
             self._end(run, why, now)
             ended.add(run.id)
         return ended
+
+    def _is_silent(self, run: Run, newest_at: float, since: float) -> bool:
+        """Neither a checkpoint nor a line in a log for so long: some trainers save only every few hours."""
+        if newest_at > since:
+            return False
+        with self._db.read() as conn:
+            return (logs.written_at(conn, run.id) or 0.0) <= since
 
     def _end(self, run: Run, why: str, now: float) -> None:
         intake = self._intakes.get(run.root)

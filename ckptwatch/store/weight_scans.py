@@ -23,7 +23,7 @@ def of_run(conn: Connection, run_id: int) -> dict[int, WeightScan]:
                                           bad_tensors=row.bad_tensors, words=row.words) for row in conn.execute(query)}
 
 
-def unscanned(conn: Connection, limit: int = 50) -> tuple[Checkpoint, ...]:
+def unscanned(conn: Connection, limit: int = 1000) -> tuple[Checkpoint, ...]:
     """Complete checkpoints that appeared after their run was first seen and were not looked at, newest first."""
     query = (select(checkpoints.c.id).join(runs, runs.c.id == checkpoints.c.run_id)
              .join(weight_scans, weight_scans.c.checkpoint_id == checkpoints.c.id, isouter=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -254,6 +255,16 @@ def test_health_can_be_switched_off_for_a_run(training):
     write(training, "log.jsonl", [*curve(150), {"step": 150, "loss": math.nan}])
     training.once()
     assert opened(training) == {}
+
+
+def test_nobody_is_told_today_of_what_went_wrong_in_an_old_run(training):
+    checkpoints_at(training, 100, 200, 300)
+    log = write(training, "log.jsonl", [*curve(150), {"step": 150, "loss": math.nan}])
+    for path in (log, *(training.root / "a").glob("*.pt")):
+        os.utime(path, (1e9, 1e9))
+    training.once()
+    assert opened(training) == {}
+    assert "nan" in (training.root / OURS / "runs/a/training_stats.txt").read_text().lower(), "its statistics say it"
 
 
 def test_weights_that_are_no_numbers_are_an_alarm(training):
