@@ -159,13 +159,30 @@ def _place_in(raw: Any, error: Any) -> tuple[Place, Place | None]:
 
 def _tell(place: Place, error: Any, raw: Any) -> str:
     if error["type"] == "extra_forbidden":
+        if (same := _SYNONYMS.get(str(place[-1]))) is not None:
+            return f"`{place[-1]}` is another word for `{same}`: give one of them"
         near = difflib.get_close_matches(str(place[-1]), _siblings(tuple(error["loc"])), n=1)
         return f"unknown key `{place[-1]}`" + (f"; did you mean `{near[0]}`?" if near else "")
     if error["type"] == "missing":
         return f"key `{place[-1]}` is missing"
     if error["type"] == "value_error":
         return str(error["msg"]).removeprefix("Value error, ")
-    return f"should be {_kind(error['msg'])}{_found(raw, place)}"
+    return f"should be {_kind(error['msg'])}{_found(raw, place)}{_advice(place, raw)}"
+
+
+_SYNONYMS = {"save_top_k": "best or count", "monitor": "by"}  # accepted in place of the other, not beside it
+
+
+def _advice(place: Place, raw: Any) -> str:
+    """What to write instead, for the slips that YAML makes easy."""
+    value = raw
+    for part in place:
+        value = value[part]
+    if place[-1:] == ("command",) and isinstance(value, str):
+        return "; write [python, evaluate.py, --ckpt, \"{checkpoint}\"]"
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value.values())) is None and "command" in place:
+        return f"; quote it: \"{{{next(iter(value))}}}\""
+    return "; write [slack://…]" if place == ("notify",) and isinstance(value, str) else ""
 
 
 def _kind(message: str) -> str:
@@ -175,6 +192,7 @@ def _kind(message: str) -> str:
                          ("a valid integer", "a whole number"), ("a valid number", "a number"), ("a valid string", "a text"),
                          ("a valid list", "a list"), ("a valid boolean", "true or false"), ("False", "false")):
         message = message.replace(theirs, ours)
+    message = message.replace("List should have at least 1 item after validation, not 0", "a list with at least one item")
     return "a section of keys" if "a valid dictionary" in message else message
 
 

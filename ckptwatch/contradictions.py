@@ -2,17 +2,19 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from ckptwatch.core.aliasing import in_a_name
 from ckptwatch.core.logged import direction
 from ckptwatch.core.metrics import COMPOSITE, METRICS, MetricInfo
 from ckptwatch.core.placeholders import COMMAND, EVALUATION, IMAGES, NEEDS, examine_pattern
 from ckptwatch.model import Mode
 from ckptwatch.publish.notify import form_problem
-from ckptwatch.schema import Config, MetricSection, RecipeSection, RunSection
+from ckptwatch.schema import Config, MetricSection, MonitorSection, RecipeSection, RunSection
 
 METRICS_GROUP = "ckptwatch.metrics"  # entry points: metric name → function of the images
 Place = tuple[str | int, ...]
@@ -86,10 +88,7 @@ def _placeholders(recipe: RecipeSection) -> Iterator[tuple[Place, str]]:
     if sampler is not None:
         patterns = [(("sampler", "command", i), word, COMMAND) for i, word in enumerate(sampler.command or ())]
         patterns += [(("sampler", "images"), sampler.images, IMAGES)] if sampler.images else []
-    for i, words in enumerate(recipe.command or ()):
-        for word in [words] if isinstance(words, str) else words:
-            if problem := examine_pattern(word, EVALUATION)[0]:
-                yield ("command", i), problem
+    yield from _command_words(recipe)
     for place, pattern, values in patterns:
         problem, asked = examine_pattern(pattern, values)
         if problem:
@@ -97,6 +96,23 @@ def _placeholders(recipe: RecipeSection) -> Iterator[tuple[Place, str]]:
         for name in asked:
             if name in NEEDS and getattr(recipe, NEEDS[name]) is None:
                 yield place, f"{{{name}}} has no value: set {NEEDS[name]} of the recipe"
+
+
+def _command_words(recipe: RecipeSection) -> Iterator[tuple[Place, str]]:
+    lacking = {"csv_input": recipe.csv_input is None, "max_samples": recipe.max_samples is None,
+               "log_interval": not recipe.log_samples, "log_max_samples": not recipe.log_samples}
+    for i, words in enumerate(recipe.command or ()):
+        for word in [words] if isinstance(words, str) else words:
+            problem, asked = examine_pattern(word, EVALUATION)
+            unset = [name for name in asked if lacking.get(name)] if isinstance(words, str) else []
+            if problem:
+                yield ("command", i), problem
+            elif unset:
+                key = "log_samples" if unset[0].startswith("log_") else unset[0]
+                yield ("command", i), (f"{{{unset[0]}}} has no value: set {key}, or put the words that need it into a list "
+                                       f"of their own: [--option, \"{{{unset[0]}}}\"]")
+    if recipe.result is not None and (Path(recipe.result).is_absolute() or ".." in Path(recipe.result).parts):
+        yield ("result",), "the file must lie below {out_dir}: give its name alone"
 
 
 def _own_metric(metric: MetricSection) -> Iterator[str]:
@@ -129,8 +145,7 @@ def _run_contradictions(run: RunSection, config: Config) -> Iterator[tuple[Place
             yield ("evaluate", "recipe"), (
                 f"no recipe `{run.evaluate.recipe}`; there are: {', '.join(config.recipes) or 'none'}")
     if run.rank and recipe:
-        names = [m if isinstance(m, str) else m.name for m in recipe.metrics]
-        names += [COMPOSITE] if recipe.composite else []
+        names = _yielded(recipe)
         # What training logs may be ranked by beside a recipe's metrics; what it will log, nobody knows before it did.
         if run.rank.by not in names and (recipe.logged is None or recipe.metrics):
             near = difflib.get_close_matches(run.rank.by, names, n=1)
@@ -143,18 +158,55 @@ def _run_contradictions(run: RunSection, config: Config) -> Iterator[tuple[Place
         known = declared_mode(run.rank.by, recipe)
         if known is not None and known != run.rank.mode:
             yield ("rank", "mode"), f"`{run.rank.by}` is better when {_WORD[known]}, mode {run.rank.mode} contradicts that"
+    yield from _unlike_its_name(run.rank.by, run.rank.mode, ("rank", "mode")) if run.rank else ()
     best = run.keep.best if run.keep else None
-    for metric, wanted in best.items() if isinstance(best, dict) else ():
-        own = None if isinstance(wanted, int) else wanted.mode
-        ranked = run.rank.mode if run.rank and run.rank.by == metric else None
-        if (own or ranked or known_mode(metric, recipe)) is None:
-            yield ("keep", "best", metric), (
-                f"say which direction of `{metric}` is better: {metric}: {{count: 1, mode: min}}, or mode: max")
+    if isinstance(best, dict):
+        yield from ((("keep", "best", *key), problem) for key, problem in _monitor_contradictions(best, run, recipe))
     if isinstance(best, int) and best > 0 and run.rank is None:
         yield ("keep", "best"), "keeping the best needs a rank: section that says best by what"
 
 
+def _monitor_contradictions(
+    best: Mapping[str, int | MonitorSection], run: RunSection, recipe: RecipeSection | None,
+) -> Iterator[tuple[Place, str]]:
+    if not best:
+        yield (), "name a metric: {loss: 3}"
+    links: dict[str, str] = {}
+    for metric, wanted in best.items():
+        other = links.setdefault(in_a_name(metric), metric)
+        if other != metric and run.aliases.monitors:
+            yield (metric,), f"its alias would be that of `{other}`: set aliases.monitors: false"
+        own = None if isinstance(wanted, int) else wanted.mode
+        yield from _unlike_its_name(metric, own, (metric,))
+        names = _yielded(recipe) if recipe is not None and recipe.metrics else [metric]
+        near = difflib.get_close_matches(metric, names, n=1)
+        if metric not in names and (near or (recipe is not None and recipe.logged is not None)):
+            # Beside what a recipe measures there is what training logs: only a slip of the pen is sure to be wrong.
+            guess = f"; did you mean `{near[0]}`?" if near else ""
+            yield (metric,), f"the recipe cannot yield `{metric}`; it yields {', '.join(names)}{guess}"
+            continue
+        ranked = run.rank.mode if run.rank and run.rank.by == metric else None
+        if (own or ranked or known_mode(metric, recipe)) is None:
+            yield (metric,), f"say which direction of `{metric}` is better: {metric}: {{count: 1, mode: min}}, or mode: max"
+
+
 _WORD = {Mode.MIN: "lower", Mode.MAX: "higher"}
+
+
+def _yielded(recipe: RecipeSection) -> list[str]:
+    names = [m if isinstance(m, str) else m.name for m in recipe.metrics]
+    return [*names, COMPOSITE] if recipe.composite else names
+
+
+# Words at the end of a name that leave no doubt. The wrong direction would have the best checkpoints removed.
+_CERTAIN = frozenset({"loss", "rmse", "mse", "mae", "fid", "kid", "lpips", "wer", "cer", "ppl", "perplexity", "nll",
+                      "accuracy", "acc", "map", "miou", "iou", "auc", "f1", "psnr", "ssim", "bleu"})
+
+
+def _unlike_its_name(metric: str, mode: Mode | None, place: Place) -> Iterator[tuple[Place, str]]:
+    known = direction(metric) if mode is not None and re.split(r"[^a-z0-9]+", metric.lower())[-1] in _CERTAIN else None
+    if known is not None and known != mode and metric not in METRICS:
+        yield place, f"`{metric}` is better when {_WORD[known]}, mode {mode} contradicts that"
 
 
 def declared_mode(metric: str, recipe: RecipeSection | None) -> Mode | None:

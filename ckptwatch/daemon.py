@@ -20,7 +20,7 @@ from ckptwatch.commands import Commands
 from ckptwatch.control import Server
 from ckptwatch.errors import CkptwatchError, StateError
 from ckptwatch.model import EvaluationState, to_plain
-from ckptwatch.settings import Settings
+from ckptwatch.settings import NotifyRule, Settings
 from ckptwatch.stages.evaluation import EvaluationStage
 from ckptwatch.stages.health import HealthStage
 from ckptwatch.stages.intake import Intake
@@ -146,7 +146,7 @@ class Daemon:
             self._evaluation = EvaluationStage(self._db, self.settings, self._queue.put)
             self._logs = LogStage(self._db, self.settings)
             self._health = HealthStage(self._db, self.settings)
-            self._teller = Teller(self._db, self.settings.notify)
+            self._teller = Teller(self._db, NotifyRule() if self._dry_run else self.settings.notify)
             self._keeping = KeepingStage(self._db, self.settings, self._intakes, dry_run=self._dry_run)
             self._commands = Commands(self._db, self.settings, self._keeping, self._intakes, self._dirty.add)
             self._evaluation.recover(now=now)

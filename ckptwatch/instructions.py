@@ -88,6 +88,8 @@ def instructions(
     argv = base.command.argv if base.command is not None else chosen.value
     if chosen.origin == OPTIONS["command"]:
         options = {**options, "metrics": ()}  # of another program than theirs: all that it answers counts
+    elif isinstance(chosen.value, Recipe) and chosen.value.metrics:
+        options = {**options, "metrics": chosen.value.metrics}  # those of the program that is run
     settled = {name: settle(name, _given(name, options, metadata, configured)) for name in VALUES}
     _must_exist(settled["csv_input"])
     values = {name: s.value for name, s in settled.items()}

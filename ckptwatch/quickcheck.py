@@ -234,6 +234,8 @@ def check_weights(claim: Claim, progress: Progress) -> Check:
         return _failed("weights", f"cannot be read: {error}")
     with progress(total) as advance:
         scan = scan_weights(claim, advance)
+    if scan.state == "finite" and not scan.tensors:
+        return _skipped("weights", "no tensors of numbers were found in it")
     if scan.state == "finite":
         rest = f"; {scan.words}" if scan.words else ""
         return _ok("weights", f"all finite: {counted(scan.tensors, 'tensor')}, {scan.bytes:,} bytes{rest}")

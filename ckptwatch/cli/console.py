@@ -77,6 +77,6 @@ def _finite(value: Any) -> Any:
 def complain(error: BaseException) -> None:
     """An error on standard error."""
     text = f"✗ {error}"
-    if wants_ascii(False, sys.stderr):
+    if wants_ascii("--ascii" in sys.argv, sys.stderr):
         text = text.translate(_ASCII).encode("ascii", "replace").decode()
     print(text, file=sys.stderr)

@@ -152,15 +152,22 @@ def _alert(out: "Console", alert: "Alert", others: "Sequence[str]" = ()) -> None
     if others:
         message += f"; the same of {', '.join(others[:4])}" + (f" and {len(others) - 4} more" if len(others) > 4 else "")
     # The one thing that may wrap: an error cut off at the edge helps nobody.
-    for line in textwrap.wrap(f"  ! {message}", out.width, subsequent_indent="    ", break_long_words=False):
-        out.print(line, style=style, soft_wrap=True)
+    _folded(out, f"  ! {message}", indent=4, style=style)
     for line in rest:
         out.print(f"    {line.strip()}", style=style)
     for name, value in alert.details.items():
         if name not in _FOR_SCRIPTS:
-            out.print(f"      {name.replace('_', ' '):<6} {value}", soft_wrap=True)
+            label = name.replace("_", " ")
+            _folded(out, f"      {label:<6} {value}", indent=7 + max(6, len(label)))
     if alert.fix:
         _line(out, f"      fix    {alert.fix}")
+
+
+def _folded(out: "Console", text: str, *, indent: int, style: str = "") -> None:
+    """Between words only, so that a path can be copied as it is."""
+    lines = textwrap.wrap(text, out.width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    for line in lines:
+        out.print(line, style=style, soft_wrap=True)
 
 
 def _at_work(worker: "dict[str, Any]") -> str:
@@ -251,7 +258,8 @@ def _row(out: "Console", label: str, text: str, right: str) -> None:
 def _title(s: "Status", r: "RunOverview", a: Any) -> str:
     from ckptwatch.core.amounts import format_duration
 
-    ago = f", {format_duration(max(0.0, s.now - r.newest_at))} ago"
+    saved = a.last.identity.mtime_ns / 1e9 if a.last is not None else r.newest_at  # it may have been found long after
+    ago = f", {format_duration(max(0.0, s.now - saved))} ago"
     times = sorted(c.identity.mtime_ns / 1e9 for c in a.checkpoints.values())
     gaps = sorted(b - x for x, b in itertools.pairwise(times))
     every = f" (every {format_duration(gaps[len(gaps) // 2])})" if len(gaps) > 1 and gaps[len(gaps) // 2] >= 1 else ""
@@ -261,7 +269,8 @@ def _title(s: "Status", r: "RunOverview", a: Any) -> str:
 def _best(a: Any) -> tuple[str, str, str]:
     if a.ranking is None or not a.ranking.places:
         unranked = len(a.ranking.unranked) if a.ranking else 0
-        return "best", f"none yet ({unranked} unranked)" if a.ranking else "", ""
+        where = f"why: ckptwatch rank {a.run.name}" if unranked else ""
+        return "best", f"none yet ({unranked} unranked)" if a.ranking else "", where
     parts = [f"{a.ranking.metric} {_value(a.ranking.places[0])}"]
     parts += [f"#{p.rank} {p.score.value:.4g} @{_place_step(p)}" for p in a.ranking.places[1:3]]
     places = a.ranking.places

@@ -78,4 +78,9 @@ def _name(template: str, checkpoint: Checkpoint, place: Place | None) -> str:
         "step": _UNKNOWN if checkpoint.step is None else str(checkpoint.step),
         "epoch": _UNKNOWN if checkpoint.epoch is None else str(checkpoint.epoch),
     }
-    return re.sub(r"[/\x00-\x1f]", "_", template.format(**values))  # a metric may be called val/acc
+    return in_a_name(template.format(**values)).encode()[:_LONGEST].decode(errors="ignore")
+
+
+def in_a_name(text: str) -> str:
+    """Fit for a file's name: a metric may be called val/acc."""
+    return re.sub(r"[/\x00-\x1f]", "_", text)

@@ -112,3 +112,63 @@ def stretch_of(
     if 0 < generation == newest:
         return max(begun, default=None)
     return max(((high >= count, stretch) for stretch, (_, high) in begun.items()), default=(False, None))[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A stretch of a log that has a name, as one that may have written a checkpoint's value."""
+
+    log: int             # id
+    stretch: int
+    family: str          # equal ones follow one another, a new file at each start; unlike ones are written side by side
+    begun: float         # none of it was written before; 0: not known
+    written: float       # when its file was written last
+    reach: tuple[float, float] | None = None  # lowest and highest count, where there are several stretches
+    validation: bool = False  # does its path say that it is one of validation?
+
+
+SLACK = 60.0     # seconds for which a file may have been at rest when what it tells of was saved
+SKEW = 1.0       # seconds by which clocks may differ
+
+
+def owner(
+    sources: Sequence[Source], count: int | None, saved: float, *, generation: int = 0, newest: int = 0,
+) -> Source | None:
+    """Which of the logs that have a name speaks of a checkpoint of this count, saved at that time.
+
+    Nothing that began after it was saved, where something of the kind was there before: what was logged later was measured
+    on other weights. Of logs written side by side always the same, so that one metric has one origin: of validation before
+    others, then by path.
+    """
+    families: dict[str, list[Source]] = {}
+    for source in sources:
+        families.setdefault(source.family, []).append(source)
+    if not families:
+        return None
+    logs: dict[int, list[Source]] = {}
+    for source in families[min(families, key=lambda f: (not any(s.validation for s in families[f]), f))]:
+        logs.setdefault(source.log, []).append(source)
+    return _stretch_among(_log_among(list(logs.values()), saved), count, saved, generation, newest)
+
+
+def _log_among(logs: list[list[Source]], saved: float) -> list[Source]:
+    """Of files that follow one another the first that was still written when it was saved, or one after that had begun
+    by then."""
+    ordered = sorted(logs, key=lambda own: (min(s.begun for s in own), own[0].written, own[0].log))
+    at = next((i for i, own in enumerate(ordered) if own[0].written + SLACK >= saved), len(ordered) - 1)
+    while at + 1 < len(ordered) and 0 < min(s.begun for s in ordered[at + 1]) <= saved + SKEW:
+        at += 1
+    while at and min(s.begun for s in ordered[at]) > saved + SKEW:
+        at -= 1
+    return ordered[at]
+
+
+def _stretch_among(
+    own: Sequence[Source], count: int | None, saved: float, generation: int, newest: int,
+) -> Source | None:
+    first = min(s.stretch for s in own)
+    begun = {s.stretch: s for s in own if s.stretch == first or s.begun <= saved + SKEW}
+    if len(begun) == 1 or 0 < begun[max(begun)].begun < saved - SKEW:
+        return begun[max(begun)]  # the last that had begun when it was saved
+    stretch = stretch_of({k: s.reach for k, s in begun.items()}, count, generation=generation, newest=newest)
+    return None if stretch is None else begun[stretch]

@@ -176,6 +176,8 @@ def _falls(training: Trace, since: LogPoint, window: int) -> bool:
 
 
 def _overfits(trace: Trace, at: int, training: Trace) -> Symptom:
+    # The lowest level is a median of three; the lowest value is one of them.
+    at = min(range(max(0, at - 1), min(len(trace.values) - 1, at + 2)), key=lambda i: trace.values[i])
     now, low, since = trace.points[-1], trace.points[at], trace.points[at + 1]
     numbers = {"current": now.value, "lowest": low.value, "rise": now.value - low.value,
                "validations": float(len(trace.values) - 1 - at), "training": training.values[-1]}

@@ -103,16 +103,11 @@ def stalled(
 
     A run that is silent at the end of its learning rate's schedule is taken for one that has ended.
     """
+    late_at = stalled_at(checkpoints, rule)
+    if late_at is None or ended or now <= late_at:
+        return None
     times = sorted(c.at for c in checkpoints)
-    if rule.stalled is None or ended or len(times) < CHECKPOINTS:
-        return None
-    gaps = _gaps(times)
-    if len(gaps) < CHECKPOINTS - 1:
-        return None
-    usual, waited = median(gaps), now - times[-1]
-    rare = sorted(gaps)[math.ceil(0.9 * (len(gaps) - 1))]
-    if waited <= max(rule.stalled * usual, LONGEST * rare, SHORTEST):
-        return None
+    usual, waited = median(_gaps(times)), now - times[-1]
     newest = max(checkpoints, key=lambda c: c.at)
     grows = last_row_at is not None and now - last_row_at <= max(usual, SHORTEST)
     if schedule_over and not grows:
@@ -125,6 +120,18 @@ def stalled(
                 "steps became slower") if grows else
                ("training hangs: a collective, a data loader, a file system", "the process was killed or ended",
                 "the machine or its file system is gone"))
+
+
+def stalled_at(checkpoints: Sequence[Saved], rule: HealthRule) -> float | None:
+    """When the next checkpoint will be late, in seconds since the epoch; None where too few tell what is usual."""
+    times = sorted(c.at for c in checkpoints)
+    if rule.stalled is None or len(times) < CHECKPOINTS:
+        return None
+    gaps = _gaps(times)
+    if len(gaps) < CHECKPOINTS - 1:
+        return None
+    rare = sorted(gaps)[math.ceil(0.9 * (len(gaps) - 1))]
+    return times[-1] + max(rule.stalled * median(gaps), LONGEST * rare, SHORTEST)
 
 
 def _gaps(times: Sequence[float]) -> list[float]:

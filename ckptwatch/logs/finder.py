@@ -69,7 +69,7 @@ def find_logs(run_dir: Path, others: Collection[Path] = (), logged: Logged | Non
             state = _newest_state(directory, listing)
             if state is not None:
                 directories.append(state.parent)
-                files += [state] if state.exists() else []
+                files += [state] if os.path.isfile(state) else []  # noqa: PTH113 - unlike Path.is_file it never raises
             if depth < DEEPEST:
                 below += [directory / name for name in listing.folders
                           if not _is_no_place(name) and str(directory / name) not in elsewhere]
@@ -112,7 +112,7 @@ def _newest_state(directory: Path, listing: _Listing) -> Path | None:
     """Where the state in the checkpoint of the highest step is, or will be."""
     steps = [(int(found[1]), name) for name in listing.folders if (found := _CHECKPOINT.fullmatch(name))]
     newest = sorted(steps, reverse=True)[:3]  # the newest may be half-written
-    return next((directory / name / _STATE for _, name in newest if (directory / name / _STATE).is_file()),
+    return next((directory / name / _STATE for _, name in newest if os.path.isfile(directory / name / _STATE)),  # noqa: PTH113
                 directory / newest[0][1] / _STATE if newest else None)
 
 
@@ -135,7 +135,7 @@ def _by_patterns(run_dir: Path, patterns: Sequence[str]) -> Found:
         start = Path("/") if pattern.startswith("/") else run_dir
         parts = [part for part in pattern.split("/") if part not in ("", ".")]
         for path in islice(_expand(start, parts, looked), MOST_FILES):
-            if path.is_file() and not path.name.endswith(OURS):
+            if os.path.isfile(path) and not path.name.endswith(OURS):  # noqa: PTH113
                 files.add(path)
     return Found(files=tuple(sorted(files)[:MOST_FILES]), directories=tuple(looked))
 
@@ -187,7 +187,7 @@ def _note(directory: Path, looked: dict[Path, None]) -> bool:
     """False if there is no such directory, or have been enough of them."""
     if directory in looked:
         return True
-    if len(looked) >= MOST_DIRECTORIES or not directory.is_dir():
+    if len(looked) >= MOST_DIRECTORIES or not os.path.isdir(directory):  # noqa: PTH112 - unlike Path.is_dir it never raises
         return False
     looked[directory] = None
     return True

@@ -76,6 +76,18 @@ class Follower:
         self._unended = False  # are there bytes after the last record, which nobody has yet been told may be its end?
         self._trouble = ""
 
+    def goes_on_in(self, path: Path) -> bool:
+        """Is what has been read of this log now in the file at `path`? A file that merely got the inode of one that was
+        removed is another."""
+        place = self._place
+        try:
+            with open_regular(path) as file:
+                head = os.pread(file.fileno(), HEAD, 0)
+                size = os.fstat(file.fileno()).st_size
+        except OSError:
+            return False
+        return 0 < place.offset <= size and _digest(head[:place.head_size]) == place.head
+
     @property
     def whole(self) -> bool:
         """Is it one document, written anew each time, and not one that grows?"""

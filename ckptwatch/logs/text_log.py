@@ -37,6 +37,7 @@ _EPOCH_WORDS = frozenset({"epoch", "epochs", "ep"})
 # `train epoch 3` counts, `steps per epoch: 100` and `best epoch: 3` do not.
 _OF_A_COUNT = frozenset({
     "train", "training", "global", "current", "the", "at", "end", "of", "finished", "after", "in", "on"})
+_VALIDATION = frozenset({"val", "valid", "validation", "test", "eval", "evaluation"})
 _LEVELS = frozenset({"info", "debug", "warning", "warn", "error", "critical", "root"})
 _WITHOUT_SIGN = frozenset({"lr", "norm", "gnorm", "grad_norm", "kl", "entropy", "elbo", "bpb", "bpc", "bpd", "nll", "temp"})
 
@@ -87,10 +88,12 @@ class TextReader(LineReader):
 def named_numbers(text: str, own: Collection[str] = ()) -> Iterator[tuple[str, float]]:
     """The numbers in a text that have names, in their order; those that count under `step` and `epoch`. `own` names are a
     user's: they need no sign."""
+    prefix = ""
     for found in _NAMED.finditer(text):
         name, of = found["name"], found["of"]
         count = _count_in(name)
         if count:
+            prefix = "val/" if _is_of_validation(name) else prefix
             yield count, _number(found["number"])
         elif of is None and found["open"] is None:
             words = name.split(" ")
@@ -98,7 +101,7 @@ def named_numbers(text: str, own: Collection[str] = ()) -> Iterator[tuple[str, f
                 del words[0]
             name = "_".join(words)
             if found["sign"] or name in own or _is_metric(name, words[-1]):
-                yield name, _number(found["number"])
+                yield prefix + name, _number(found["number"])
 
 
 def _is_metric(name: str, last: str) -> bool:
@@ -119,7 +122,12 @@ def _count_in(name: str) -> str:
     """Which count a name means: "step", "epoch" or ""."""
     *before, last = name.lower().replace("_", " ").split(" ")
     unit = "step" if last in _STEP_WORDS else "epoch" if last in _EPOCH_WORDS else ""
-    return unit if unit and all(word in _OF_A_COUNT or word in _LEVELS for word in before) else ""
+    return unit if unit and all(word in _OF_A_COUNT or word in _LEVELS or word in _VALIDATION for word in before) else ""
+
+
+def _is_of_validation(name: str) -> bool:
+    """`Validation epoch 3: loss 0.3`: the line tells of a validation, and its loss is not that of training."""
+    return any(word in _VALIDATION for word in name.lower().replace("_", " ").split(" ")[:-1])
 
 
 def _is_text(head: bytes) -> bool:

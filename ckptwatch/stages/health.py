@@ -2,16 +2,16 @@
 
 import logging
 import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import pairwise
 
 from ckptwatch.core.alarms import Absence, Changes, reconcile, return_point
 from ckptwatch.core.health import NameKind, Saved, examine, kind_of
 from ckptwatch.core.health_names import is_learning_rate
+from ckptwatch.core.health_values import stalled_at
 from ckptwatch.core.series import Curve, LogPoint, summarise
+from ckptwatch.errors import StateError
 from ckptwatch.model import (
     Alarm,
     Checkpoint,
@@ -33,6 +33,7 @@ from ckptwatch.workers.weight_scan import WeightScanner
 log = logging.getLogger(__name__)
 
 LONG_PAST = 86400.0  # seconds after which what is in a run is no news
+MOST_CURVES = 200  # of one run, totals first: they have the shortest names
 PATIENCE = 0.25  # seconds of looking before the daemon listens again
 AGAIN = 60.0  # seconds after which a run is looked at again to see whether what was wrong is over
 PAUSE = 10.0  # seconds between two looks at one run that keeps changing
@@ -111,7 +112,10 @@ class HealthStage:
             self._waiting.discard(run_id)
             try:
                 told = self._look_at(run_id, now, over=at_once)
-            except (ValueError, OverflowError, ArithmeticError):  # one curve must not end the care for the others
+            except StateError:
+                self._waiting.add(run_id)
+                raise
+            except Exception:  # one curve must not end the care for the others
                 log.exception("the health of run %d could not be examined", run_id)
                 continue
             if told is not None:
@@ -162,7 +166,8 @@ class HealthStage:
         with self._db.read() as conn:
             chart = self._chart(conn, runs.run(conn, run_id))
         ended = over or chart.run.ended_at is not None or chart.final or not chart.witnessed
-        patient.again_at = overdue_at(chart.saved, chart.rule, ended=ended, now=now)
+        late_at = None if ended or not chart.rule.enabled else stalled_at(chart.saved, chart.rule)
+        patient.again_at = late_at + 1 if late_at is not None and late_at >= now else None
         symptoms: Sequence[Symptom] = ()
         if chart.rule.enabled and (chart.alarms or not self._is_long_past(chart, now)):
             symptoms = examine(chart.curves, rule=chart.rule, checkpoints=chart.saved, last_row_at=chart.last_row_at,
@@ -196,7 +201,9 @@ class HealthStage:
     def _logged(self, conn: Connection, run: Run, rule: HealthRule) -> list[Curve]:
         """One curve for each name: that of the log that has come furthest."""
         found: dict[str, Curve] = {}
-        for track in logs.tracks(conn, run.id):
+        for track in sorted(logs.tracks(conn, run.id), key=lambda t: (kind_of(t.name) is NameKind.OTHER, len(t.name))):
+            if len(found) >= MOST_CURVES:
+                break
             of_use = kind_of(track.name) is not NameKind.OTHER or is_learning_rate(track.name)
             if not of_use or any(fnmatchcase(track.name, p) for p in rule.ignore):
                 continue
@@ -257,16 +264,6 @@ def evaluated_curves(
         points = [point for _, point in sorted(placed, key=lambda p: p[0])]
         curves.append(Curve(name=name, recent=points, history=points, summary=summarise(points)))
     return tuple(curves), modes
-
-
-def overdue_at(saved: Sequence[Saved], rule: HealthRule, *, ended: bool, now: float) -> float | None:
-    """When the next checkpoint will be late; None where it cannot be, or already is."""
-    times = sorted({s.at for s in saved})
-    if not rule.enabled or rule.stalled is None or ended or len(times) < 3:
-        return None
-    usual = statistics.median(b - a for a, b in pairwise(times))
-    late = times[-1] + rule.stalled * usual
-    return late if late > now else None
 
 
 def _reach(curve: Curve) -> tuple[float, int]:

@@ -3,13 +3,15 @@
 import logging
 import math
 import os
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
-from ckptwatch.core.attaching import NEAREST, Span, choose, spans, stretch_of
+from ckptwatch.core.attaching import NEAREST, Source, Span, choose, owner, spans
+from ckptwatch.core.logged import direction
 from ckptwatch.core.series import LogPoint, LogRow
 from ckptwatch.errors import StateError
 from ckptwatch.logs.base import Dialect
@@ -36,6 +38,7 @@ class _Followed:
     log: Log
     follower: Follower
     stat: _Stat | None = None
+    seen_at: float = 0.0  # when it was last looked at: what it says since was not written before
 
 
 @dataclass(kw_only=True)
@@ -67,6 +70,7 @@ class _Watched:
     files: dict[str, _Followed] = field(default_factory=dict)
     foreign: dict[str, _Stat] = field(default_factory=dict)    # files that no dialect took for a log
     listed: bool = False
+    listed_at: float = 0.0
     given: set[int] = field(default_factory=set)  # checkpoints that have what was logged so far
     news: _News = field(default_factory=_News)
 
@@ -85,6 +89,7 @@ class LogStage:
         self._troubles: dict[str, str] = {}
         self._failed: set[int] = set()   # runs whose logs raised what they should not; said once
         self._grown: set[int] = set()
+        self._unmatched: set[int] = set()  # runs for which the configuration names logs that are not there; said once
 
     @property
     def pending(self) -> bool:
@@ -168,7 +173,8 @@ class LogStage:
         for known in logs.of_run(conn, run.id):
             if (dialect := dialect_named(known.dialect)) is not None:
                 follower = Follower(known.path, dialect, watched.logged, Place.from_plain(known.place))
-                watched.files[str(known.path)] = _Followed(log=known, follower=follower)
+                watched.files[str(known.path)] = _Followed(log=known, follower=follower, seen_at=known.read_at)
+        watched.given = set(logs.attached_in(conn, run.id))  # they have what was logged until the daemon ended
         self._runs[run.id] = watched
         self._places = None
         self._by_path[run.path] = watched
@@ -192,9 +198,11 @@ class LogStage:
         self._unread.discard(watched.run.id)
         for path, followed in list(watched.files.items()):
             stat = _stat(path)
-            if stat is None or (stat == followed.stat and not final):
+            if stat is None:
                 continue
-            read |= self._read(watched, path, followed, stat, now=now, final=final)
+            if stat != followed.stat or final:
+                read |= self._read(watched, path, followed, stat, now=now, final=final)
+            followed.seen_at = now
         return read
 
     def _listing_is_old(self, watched: _Watched) -> bool:
@@ -216,10 +224,13 @@ class LogStage:
         below = self._below(run)
         found = find_logs(run.path, below, watched.logged)
         watched.directories = {str(d): mtime for d in found.directories if (mtime := _mtime(d, now)) is not None}
-        watched.listed = True
+        before, watched.listed_at, watched.listed = watched.listed_at, now, True
         watched.foreign = {}
         if not watched.logged.files:
             self._let_go(watched, below)
+        elif not found.files and run.id not in self._unmatched:
+            self._unmatched.add(run.id)
+            log.warning("%s: no log matches %s below %s", run.name, ", ".join(watched.logged.files), run.path)
         for path in found.files:
             if str(path) in watched.files or not _can_be_recorded(path) or self._is_rotated(watched, path):
                 continue
@@ -230,8 +241,10 @@ class LogStage:
                 continue
             if self._goes_on(watched, path, dialect):
                 continue
+            # It was not there at the listing before; but one that was copied here may be of any age.
+            since = before if (stat := _stat(str(path))) is not None and stat[2] / 1e9 >= before else 0.0
             with self._db.write() as conn:
-                begun = logs.begin(conn, run_id=run.id, path=path, dialect=dialect.name, now=now)
+                begun = logs.begin(conn, run_id=run.id, path=path, dialect=dialect.name, now=now, since=since)
             log.info("%s: reading %s (%s)", run.name, logs.shown(path, run.path), dialect.title)
             watched.files[str(path)] = _Followed(log=begun, follower=Follower(path, dialect, watched.logged, None))
 
@@ -239,9 +252,15 @@ class LogStage:
         """Logs below the directory of another run are that run's."""
         for path, followed in list(watched.files.items()):
             if any(Path(path).is_relative_to(place) for place in below):
-                del watched.files[path]
-                with self._db.write() as conn:
-                    logs.drop(conn, followed.log.id)
+                self._drop(watched, path, followed)
+
+    def _drop(self, watched: _Watched, path: str, followed: _Followed) -> None:
+        """A log is not this run's, or not what it was: what it gave to checkpoints is taken back."""
+        del watched.files[path]
+        with self._db.write() as conn:
+            logs.drop(conn, followed.log.id)
+        watched.given, watched.listed = set(), False
+        self._new.add(watched.run.id)
 
     def _is_rotated(self, watched: _Watched, path: Path) -> bool:
         """A log that was renamed when another began under its name: `train.log` that is now `train.log.1`."""
@@ -250,7 +269,8 @@ class LogStage:
             if stat is not None and followed.stat is not None and followed.stat[0] == stat[0]:
                 there = _stat(before)
                 dialect = dialect_named(followed.log.dialect)
-                if dialect is not None and (there is None or there[0] != stat[0]):
+                moved = (there is None or there[0] != stat[0]) and followed.follower.goes_on_in(path)
+                if dialect is not None and moved:
                     self._move(watched, before, path, dialect)
                     watched.listed = False  # the name may have a new file already: this listing met it, or the next does
                     return True
@@ -277,7 +297,7 @@ class LogStage:
     # ---- reading -------------------------------------------------------------------------------------------------
 
     def _read(
-        self, watched: _Watched, path: str, followed: _Followed, stat: _Stat | None, *, now: float, final: bool,
+        self, watched: _Watched, path: str, followed: _Followed, stat: _Stat, *, now: float, final: bool,
     ) -> bool:
         polled = followed.follower.poll(limit=PORTION, final=final)
         followed.stat = stat
@@ -287,18 +307,28 @@ class LogStage:
         if polled.trouble and self._troubles.get(path) != polled.trouble:
             log.warning("%s: %s: %s", watched.run.name, logs.shown(Path(path), watched.run.path), polled.trouble)
         self._troubles[path] = polled.trouble
+        if polled.restarted and self._is_of_another_dialect(watched, path, followed):
+            self._drop(watched, path, followed)
+            return False
         place = followed.follower.place.to_plain()
         if not polled.rows and not polled.bad and not polled.restarted and place == followed.log.place:
             return False
+        # A file that was copied here has the time of where it came from.
+        since = followed.seen_at if stat[2] / 1e9 >= followed.seen_at else followed.log.place.get("mtime_ns", 0) / 1e9
         with self._db.write() as conn:
             followed.log = logs.note(
                 conn, followed.log.id, place=place, restarted=polled.restarted, rows=len(polled.rows), bad=polled.bad,
                 trouble=polled.trouble, now=now)
             if polled.rows:
-                logs.append(conn, followed.log, polled.rows)
-                watched.news.add(polled.rows)
+                left_out = logs.append(conn, followed.log, polled.rows, since=since)
+                followed.log = logs.left_out(conn, followed.log.id, left_out)
+        watched.news.add(polled.rows)
         self._grown.add(watched.run.id)
         return bool(polled.rows)
+
+    def _is_of_another_dialect(self, watched: _Watched, path: str, followed: _Followed) -> bool:
+        found = dialect_of(Path(path), watched.run.path, watched.logged)
+        return found is not None and found.name != followed.log.dialect
 
     # ---- giving --------------------------------------------------------------------------------------------------
 
@@ -325,62 +355,84 @@ TICK = 0.1   # seconds within which a directory may change twice and show one ti
 LATE = 4096  # bytes below which a file may still become a log: its first line was not whole
 
 
+MOST_NAMES = 300  # of a run's that are given to checkpoints: losses and metrics first
+
+
 def belonging(conn: Connection, run: Run, logged: Logged, *, wanted: Callable[[Checkpoint], bool]) -> dict[int, Values]:
     """Checkpoint id → its logged values, of those `wanted` of a run for which they are not the ones recorded."""
     every = [c for c in checkpoints.of_run(conn, run.id) if c.state is not CheckpointState.INCOMPLETE]
     chosen = {c.id for c in every if c.state is CheckpointState.COMPLETE and wanted(c)}
     if not chosen:
         return {}
-    places = spans([(c.generation, c.step, c.epoch) for c in every])
-    by_log: dict[int, list[Track]] = {}
+    # Names such as weights_05.pt count what the trainer counts: epochs, where its logs count nothing else.
+    steps = logs.count_steps(conn, run.id)
+    places = spans([(c.generation, c.step, c.epoch if steps or c.epoch is not None else c.step) for c in every])
+    by_name: dict[str, list[Track]] = {}
     for track in logs.tracks(conn, run.id):
-        by_log.setdefault(track.log.id, []).append(track)
+        by_name.setdefault(track.name, []).append(track)
+    names = sorted(by_name, key=lambda name: (direction(name) is None, name))[:MOST_NAMES]
+    stretches = _Stretches(conn, run)
     known = logs.attached_in(conn, run.id)
     changes = {}
     for checkpoint, span in zip(every, places, strict=True):
-        if checkpoint.id in chosen:
-            values = _values_of(conn, checkpoint, span, by_log.values(), run, logged, newest=every[-1].generation)
-            if values != known.get(checkpoint.id, {}):
-                changes[checkpoint.id] = values
+        if checkpoint.id not in chosen:
+            continue
+        values: Values = {}
+        for name in names:
+            if name in checkpoint.metrics:
+                continue
+            found = _value_of(conn, checkpoint, span, by_name[name], stretches, logged.attach, newest=every[-1].generation)
+            if found is not None:
+                track, point = found
+                values[name] = Attached(value=point.value, step=point.step, epoch=point.epoch,
+                                        source=logs.shown(track.log.path, run.path))
+        if values != known.get(checkpoint.id, {}):
+            changes[checkpoint.id] = values
     return changes
 
 
-def _values_of(
-    conn: Connection, checkpoint: Checkpoint, span: Span, every: Iterable[Sequence[Track]], run: Run, logged: Logged, *,
+class _Stretches:
+    """The stretches of a run's logs, looked up once."""
+
+    def __init__(self, conn: Connection, run: Run) -> None:
+        self._conn = conn
+        self._run = run
+        self._found: dict[tuple[int, bool], list[Source]] = {}
+
+    def of(self, log: Log, *, epochs: bool) -> list[Source]:
+        key = (log.id, epochs)
+        if key not in self._found:
+            reach = logs.reach(self._conn, log.id, epochs=epochs) if log.stretch else {0: None}
+            shown = logs.shown(log.path, self._run.path)
+            self._found[key] = [
+                Source(log=log.id, stretch=stretch, family=f"{log.dialect} {re.sub(r'[0-9]+', '#', shown)}",
+                       begun=log.begins.get(stretch, 0.0), written=log.place.get("mtime_ns", 0) / 1e9, reach=span,
+                       validation=bool(_VALIDATION.search(shown)))
+                for stretch, span in reach.items()]
+        return self._found[key]
+
+
+_VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|eval|test|dev)(?![a-z])", re.IGNORECASE)
+
+
+def _value_of(
+    conn: Connection, checkpoint: Checkpoint, span: Span, tracks: Sequence[Track], stretches: _Stretches, attach: str, *,
     newest: int,
-) -> Values:
-    """Of several logs that have a name, the one whose value is nearest."""
-    found: dict[str, tuple[float, Attached]] = {}
-    for tracks in every:
-        for track in tracks:
-            if track.name in checkpoint.metrics:
-                continue
-            nearest = _nearest(conn, track, span, logged.attach, (checkpoint.generation, newest))
-            if nearest is not None and (track.name not in found or nearest[0] < found[track.name][0]):
-                point = nearest[1]
-                found[track.name] = (nearest[0], Attached(value=point.value, step=point.step, epoch=point.epoch,
-                                                          source=logs.shown(track.log.path, run.path)))
-    return {name: attached for name, (_, attached) in found.items()}
-
-
-def _nearest(
-    conn: Connection, track: Track, span: Span, attach: str, generations: tuple[int, int],
-) -> tuple[float, LogPoint] | None:
-    """A name's point that is the checkpoint's, and how far from it; by steps where both have any, else by epochs."""
+) -> tuple[Track, LogPoint] | None:
+    """A name's point that is the checkpoint's, with its log; by steps where both have any, else by epochs."""
+    saved = checkpoint.identity.mtime_ns / 1e9
     for epochs, count in ((False, span.step), (True, span.epoch)):
         if count is None:
             continue
-        stretch: int | None = 0
-        if track.log.stretch:
-            own, newest = generations
-            stretch = stretch_of(logs.reach(conn, track.log.id, epochs=epochs), count, generation=own, newest=newest)
-        if stretch is None:
+        sources = [s for track in tracks for s in stretches.of(track.log, epochs=epochs) if s.stretch <= track.stretch]
+        chosen = owner(sources, count, saved, generation=checkpoint.generation, newest=newest)
+        if chosen is None:
             continue
-        around = logs.near(conn, track, stretch, count, epochs=epochs, beyond=attach == NEAREST)
+        track = next(t for t in tracks if t.log.id == chosen.log)
+        around = logs.near(conn, track, chosen.stretch, count, epochs=epochs, beyond=attach == NEAREST)
         point = choose(around, span, attach=attach)
         if point is not None:
-            at = point.epoch if epochs else point.step
-            return abs(count - (at or 0)), point
+            return track, point
     return None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from ckptwatch.core.series import (
@@ -29,6 +29,9 @@ from ckptwatch.model import Attached
 from ckptwatch.store.tables import attached, checkpoints, logs, points, runs, series
 
 PIECE = 128    # points
+NAMES = 1000   # of one log; a log with more has values for names
+MOST = 2**53   # steps are kept as floats, which count no further
+AT_ONCE = 500  # names in one query
 _ACROSS = 3    # numbers of a point: step, epoch, value
 _REACH = ("low_step", "high_step", "low_epoch", "high_epoch")
 
@@ -44,6 +47,7 @@ class Log:
     place: Mapping[str, Any]
     restarts: int
     stretch: int
+    begins: Mapping[int, float]  # stretch → seconds since the epoch before which none of it was written; 0: not known
     rows: int
     bad: int
     trouble: str
@@ -57,9 +61,10 @@ def of_run(conn: Connection, run_id: int) -> tuple[Log, ...]:
     return tuple(_log(row) for row in conn.execute(select(logs).where(logs.c.run_id == run_id).order_by(logs.c.path)))
 
 
-def begin(conn: Connection, *, run_id: int, path: Path, dialect: str, now: float) -> Log:
-    """A log seen for the first time."""
-    conn.execute(insert(logs).values(run_id=run_id, path=str(path), dialect=dialect, place={}, read_at=now))
+def begin(conn: Connection, *, run_id: int, path: Path, dialect: str, now: float, since: float = 0.0) -> Log:
+    """A log seen for the first time; `since`: when it was not there yet."""
+    conn.execute(insert(logs).values(
+        run_id=run_id, path=str(path), dialect=dialect, place={}, begins={"0": since}, read_at=now))
     return _log(conn.execute(select(logs).where(logs.c.run_id == run_id, logs.c.path == str(path))).one())
 
 
@@ -71,6 +76,14 @@ def note(
     conn.execute(update(logs).where(logs.c.id == log_id).values(
         place=dict(place), restarts=logs.c.restarts + restarted,
         rows=logs.c.rows + rows, bad=logs.c.bad + bad, trouble=trouble, read_at=now))
+    return _log(conn.execute(select(logs).where(logs.c.id == log_id)).one())
+
+
+def left_out(conn: Connection, log_id: int, count: int) -> Log:
+    """So many values of it were not kept."""
+    if count:
+        words = f"values are left out: it has more than {NAMES:,} names, or counts without end"
+        conn.execute(update(logs).where(logs.c.id == log_id).values(bad=logs.c.bad + count, trouble=words))
     return _log(conn.execute(select(logs).where(logs.c.id == log_id)).one())
 
 
@@ -90,20 +103,33 @@ def drop(conn: Connection, log_id: int) -> None:
 # ---- points ---------------------------------------------------------------------------------------------------------
 
 
-def append(conn: Connection, log: Log, rows: Sequence[LogRow]) -> None:
-    """Add rows to a log. Where the steps of any name start over, another stretch of training begins, for all names."""
-    known = _series(conn, log, dict.fromkeys(name for row in rows for name in row.values))
-    stretch = log.stretch
+def append(conn: Connection, log: Log, rows: Sequence[LogRow], *, since: float = 0.0) -> int:
+    """Add rows to a log. Where the steps of any name start over, another stretch of training begins, for all names.
+
+    `since`: when the file was as it was before these rows; none of them was written earlier. Returns how many values were
+    left out because the log has more than NAMES names, or because their step is no number a file could count to.
+    """
+    known, left_out = _series(conn, log, dict.fromkeys(name for row in rows for name in row.values))
+    stretch, begins = log.stretch, {str(k): v for k, v in log.begins.items()}
     for row in rows:
-        new = {name: LogPoint(step=row.step, epoch=row.epoch, value=value) for name, value in row.values.items()}
+        step = row.step if row.step is None or abs(row.step) < MOST else None
+        if step is None and row.epoch is None:
+            left_out += len(row.values)
+            continue
+        new = {name: LogPoint(step=step, epoch=row.epoch, value=value)
+               for name, value in row.values.items() if name in known}
         if any(known[name].starts_over(point, stretch) for name, point in new.items()):
             stretch += 1
+            begins[str(stretch)] = since
         for name, point in new.items():
-            known[name].take(point, stretch, log.restarts)
+            if known[name].take(point, stretch, log.restarts):  # only another edition of the file
+                begins[str(stretch)] = begins.get(str(known[name].copies[-1]), 0.0)
     for growing in known.values():
-        _store(conn, growing)
-    if stretch != log.stretch:
-        conn.execute(update(logs).where(logs.c.id == log.id).values(stretch=stretch))
+        if growing.fresh:
+            _store(conn, growing)
+    if (stretch, begins) != (log.stretch, {str(k): v for k, v in log.begins.items()}):
+        conn.execute(update(logs).where(logs.c.id == log.id).values(stretch=stretch, begins=begins))
+    return left_out
 
 
 class _Growing:
@@ -118,25 +144,41 @@ class _Growing:
     def starts_over(self, point: LogPoint, stretch: int) -> bool:
         return self.first is not None and self.stretch == stretch and starts_over(self.first, self.last, point)
 
-    def take(self, point: LogPoint, stretch: int, restarts: int) -> None:
+    def take(self, point: LogPoint, stretch: int, restarts: int) -> bool:
+        """True if a file is written anew from its beginning, as tables are when they get a column: no other stretch."""
+        copy = False
         if self.first is None or self.stretch != stretch:
-            # A file written anew from its beginning, as tables are when they get a column, is no other stretch.
-            if self.first is not None and self.restarts != restarts and same_point(self.first, point):
+            copy = self.first is not None and self.restarts != restarts and same_point(self.first, point)
+            if copy:
                 self.copies.append(self.stretch)
             self.first, self.stretch = point, stretch
         self.last, self.restarts = point, restarts
         self.fresh.setdefault(stretch, []).append(point)
+        return copy
 
 
-def _series(conn: Connection, log: Log, names: Iterable[str]) -> dict[str, _Growing]:
-    query = select(series).where(series.c.log_id == log.id)
-    known = {row.name: row for row in conn.execute(query)}
-    missing = [name for name in names if name not in known]
+def _series(conn: Connection, log: Log, names: Iterable[str]) -> tuple[dict[str, _Growing], int]:
+    """The names that rows have, and how many there was no room for."""
+    wanted = list(names)
+    known = _known_series(conn, log, wanted)
+    missing = [name for name in wanted if name not in known]
+    room = 0
     if missing:
+        count = select(func.count()).select_from(series).where(series.c.log_id == log.id)
+        room = max(0, NAMES - conn.execute(count).scalar_one())
+    if fresh := missing[:room]:
         conn.execute(insert(series), [{"log_id": log.id, "name": name, "stretch": 0, "restarts": 0, "first": None,
-                                       "last": None} for name in missing])
-        known = {row.name: row for row in conn.execute(query)}
-    return {name: _Growing(known[name]) for name in names}
+                                       "last": None} for name in fresh])
+        known |= _known_series(conn, log, fresh)
+    return {name: _Growing(row) for name, row in known.items()}, len(missing) - len(missing[:room])
+
+
+def _known_series(conn: Connection, log: Log, names: Sequence[str]) -> dict[str, Row]:
+    found = {}
+    for begin in range(0, len(names), AT_ONCE):
+        query = select(series).where(series.c.log_id == log.id, series.c.name.in_(names[begin:begin + AT_ONCE]))
+        found |= {row.name: row for row in conn.execute(query)}
+    return found
 
 
 def _store(conn: Connection, growing: _Growing) -> None:
@@ -243,6 +285,14 @@ def reach(conn: Connection, log_id: int, *, epochs: bool) -> dict[int, tuple[flo
     query = (select(points.c.stretch, func.min(low), func.max(high)).join(series, series.c.id == points.c.series_id)
              .where(series.c.log_id == log_id, low.is_not(None)).group_by(points.c.stretch))
     return {stretch: (least, most) for stretch, least, most in conn.execute(query).tuples()}
+
+
+def count_steps(conn: Connection, run_id: int) -> bool:
+    """Does any log of a run count steps? True as well where there is none."""
+    query = (select(points.c.low_step).join(series, series.c.id == points.c.series_id)
+             .join(logs, logs.c.id == series.c.log_id).where(logs.c.run_id == run_id))
+    counted = conn.execute(query.where(points.c.low_step.is_not(None)).limit(1)).first()
+    return counted is not None or conn.execute(query.limit(1)).first() is None
 
 
 def near(
@@ -352,8 +402,8 @@ def written_at(conn: Connection, run_id: int) -> float | None:
 
 def _log(row: Any) -> Log:
     return Log(id=row.id, run_id=row.run_id, path=Path(row.path), dialect=row.dialect, place=row.place,
-               restarts=row.restarts, stretch=row.stretch, rows=row.rows, bad=row.bad,
-               trouble=row.trouble, read_at=row.read_at)
+               restarts=row.restarts, stretch=row.stretch, begins={int(k): v for k, v in row.begins.items()},
+               rows=row.rows, bad=row.bad, trouble=row.trouble, read_at=row.read_at)
 
 
 def _attached(row: Any) -> Attached:

@@ -126,6 +126,7 @@ logs = Table(
     Column("place", JSON, nullable=False),  # logs.follower.Place: how far it has been read
     Column("restarts", Integer, nullable=False, server_default="0"),  # how often the file was another, or written anew
     Column("stretch", Integer, nullable=False, server_default="0"),   # +1 each time the steps in it start over
+    Column("begins", JSON, nullable=False),  # stretch → time before which none of it was written, 0 where that is not known
     Column("rows", Integer, nullable=False, server_default="0"),
     Column("bad", Integer, nullable=False, server_default="0"),  # records that could not be read
     Column("trouble", Text, nullable=False, server_default=""),

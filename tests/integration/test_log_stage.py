@@ -86,7 +86,7 @@ def test_what_could_not_be_recorded_is_read_again(bench, monkeypatch):
     bench.write("a/log.jsonl", range(10))
     real = logs.append
 
-    def full(*_):
+    def full(*_, **__):
         raise StateError("write the database", "database or disk is full")
 
     monkeypatch.setattr(logs, "append", full)
@@ -103,10 +103,10 @@ def test_a_log_whose_reader_fails_costs_only_its_own_run(bench, monkeypatch, cap
     bench.write("b/log.jsonl", range(10))
     real = logs.append
 
-    def broken(conn, log, rows):
+    def broken(conn, log, rows, **more):
         if log.run_id == 1:
             raise OverflowError("no number")
-        real(conn, log, rows)
+        return real(conn, log, rows, **more)
 
     monkeypatch.setattr(logs, "append", broken)
     bench.look()
@@ -169,6 +169,41 @@ def test_the_trainers_history_in_each_checkpoint_is_one_log(bench):
         state(step)
         bench.look()
     assert bench.counts() == {"a/checkpoint-10/trainer_state.json": 10} and bench.points() == 10
+
+
+def test_a_file_that_got_the_inode_of_a_removed_log_is_another(bench):
+    old = bench.write("a/train.log", range(20))
+    bench.look()
+    inode = old.stat().st_ino
+    old.unlink()
+    new = bench.root / "a/metrics.csv"
+    new.write_text("step,val_loss\n1,0.5\n2,0.4\n")
+    bench.look()
+    with bench.db.read() as conn:
+        found = {log.path.name: (log.dialect, log.rows) for log in logs.of_run(conn, 1)}
+    assert found["metrics.csv"] == ("lightning-csv", 2), f"inode {inode} and {new.stat().st_ino}"
+
+
+def test_a_log_with_names_without_end_is_kept_within_bounds(bench):
+    path = bench.root / "a/log.jsonl"
+    with path.open("w") as file:
+        for step in range(10):
+            file.write(json.dumps({"step": step, **{f"n{step}_{i}": 1.0 for i in range(400)}}) + "\n")
+    bench.look()
+    with bench.db.read() as conn:
+        [log] = logs.of_run(conn, 1)
+        names = {track.name for track in logs.tracks(conn, 1)}
+    assert len(names) == logs.NAMES and log.bad > 0 and "more than 1,000 names" in log.trouble
+
+
+def test_steps_without_end_spoil_nothing(bench):
+    path = bench.write("a/log.jsonl", range(3))
+    with path.open("a") as file:
+        file.write('{"step": 9223372036854775807, "loss": 2}\n{"step": 3, "loss": 0.5}\n')
+    bench.look()
+    with bench.db.read() as conn:
+        [(_, _, summary)] = logs.summaries(conn, 1)
+    assert summary.last.step == 3 and summary.count == 4
 
 
 def test_a_last_line_without_its_end_is_read_when_nobody_writes_any_more(bench):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -145,6 +146,85 @@ def test_what_an_evaluation_measures_is_never_ranked_with_what_was_logged(projec
     [place] = assessed(project).ranking.places
     assert place.score.value == 1.0 and not place.score.source
     assert place.contender.scores["loss"].value == 0.1, "what else was logged is shown beside it"
+
+
+# ---- whose values ---------------------------------------------------------------------------------------------------
+
+
+def aged(project, seconds):
+    """Everything of the run was written so long ago."""
+    for path in (project.root / "a").rglob("*"):
+        info = path.stat()
+        os.utime(path, (info.st_mtime - seconds, info.st_mtime - seconds))
+
+
+def rows_at(*steps, loss):
+    return [{"step": s, "val_loss": loss} for s in steps]
+
+
+@pytest.mark.parametrize("logs_of", [("log.jsonl", "log.jsonl"), ("version_0/log.jsonl", "version_1/log.jsonl"),
+                                     ("version_2/log.jsonl", "version_10/log.jsonl")])
+def test_what_a_later_attempt_logs_is_none_of_an_earlier_ones_checkpoints(training, logs_of):
+    first, second = logs_of
+    checkpoints_at(training, 1000, 2000, 3000)
+    write(training, first, rows_at(990, 1990, 2990, loss=0.5))
+    aged(training, 5000)
+    training.once()
+    write(training, second, rows_at(500, 1000, 1500, loss=4.9))
+    training.once()
+    assert {v for v, _ in values(training, "val_loss").values()} == {0.5}
+    training.save("a/step_2000.pt")
+    write(training, second, rows_at(2000, loss=4.8), "a")
+    training.once()
+    assert {name: v for name, (v, _) in values(training, "val_loss").items()} == {
+        "step_1000.pt": 0.5, "step_2000.pt": 4.8, "step_3000.pt": 0.5}
+
+
+def test_of_a_back_catalogue_of_attempts_each_checkpoint_gets_its_own(training):
+    for version, steps, age in (("version_0", (100, 200, 300), 9000), ("version_1", (200, 300, 400), 3000)):
+        write(training, f"{version}/log.jsonl", rows_at(*steps, loss=float(version[-1])))
+        os.utime(training.root / "a" / version / "log.jsonl", (time.time() - age,) * 2)
+    for step, age in ((100, 9200), (200, 3200), (300, 3100), (400, 3010)):
+        training.save(f"a/step_{step:04d}.pt")
+        os.utime(training.root / f"a/step_{step:04d}.pt", (time.time() - age,) * 2)
+    training.once()
+    assert {name: v for name, (v, _) in values(training, "val_loss").items()} == {
+        "step_0100.pt": 0.0, "step_0200.pt": 1.0, "step_0300.pt": 1.0, "step_0400.pt": 1.0}
+
+
+def test_logs_written_side_by_side_are_never_mixed_in_one_ranking(training):
+    checkpoints_at(training, 250, 500, 1000)
+    write(training, "train.jsonl", [{"step": s, "loss": 0.1} for s in range(100, 1001, 100)])
+    write(training, "val.jsonl", [{"step": s, "loss": 0.9} for s in (250, 1000)])
+    training.once()
+    assert set(values(training, "loss").values()) == {(0.9, "val.jsonl")}
+
+
+def test_bare_numbers_in_names_are_epochs_where_the_logs_count_nothing_else(training):
+    for epoch in (1, 2):
+        training.save(f"a/weights_{epoch:02d}.pt")
+    write(training, "history.jsonl", [{"epoch": e, "val_loss": e / 10} for e in (1, 2)])
+    training.once()
+    assert {name: v for name, (v, _) in values(training, "val_loss").items()} == {"weights_01.pt": 0.1, "weights_02.pt": 0.2}
+
+
+def test_a_log_that_appears_after_the_first_checkpoint_is_still_its_own(training):
+    checkpoints_at(training, 100)
+    aged(training, 5000)
+    training.once()
+    write(training, "log.jsonl", rows_at(50, 100, loss=0.5))
+    training.once()
+    assert values(training, "val_loss") == {"step_0100.pt": (0.5, "log.jsonl")}
+
+
+def test_a_run_within_a_run_takes_back_what_its_logs_had_given(training):
+    checkpoints_at(training, 100)
+    write(training, "b/log.jsonl", rows_at(100, loss=0.5))
+    training.once()
+    assert values(training, "val_loss") == {"step_0100.pt": (0.5, "b/log.jsonl")}
+    training.save("a/b/step_0100.pt")
+    training.once()
+    assert values(training, "val_loss") == {}
 
 
 # ---- restarts -------------------------------------------------------------------------------------------------------

@@ -181,6 +181,26 @@ def test_monitors_have_directions_from_names_recipes_and_themselves(tmp_path):
     assert "say which direction of `d1`" in only(tmp_path, MINIMAL + "runs:\n  - keep: {best: {d1: 1}}\n")
 
 
+@pytest.mark.parametrize(("run", "expected"), [
+    ("{rank: {by: val_loss, mode: max}}", "`val_loss` is better when lower"),
+    ("{keep: {best: {accuracy: {count: 1, mode: min}}}}", "`accuracy` is better when higher"),
+    ("{keep: {best: {}}}", "name a metric"),
+    ("{keep: {best: {val/loss: 1, val_loss: 1}}}", "its alias would be that of `val/loss`"),
+    ("{evaluate: {recipe: a}, keep: {best: {los: 1}}}", "did you mean `loss`?"),
+])
+def test_what_would_keep_the_wrong_checkpoints_is_refused(tmp_path, run, expected):
+    assert expected in only(tmp_path, MINIMAL + f"recipes:\n  a: {{command: [x], metrics: [loss]}}\nruns:\n  - {run}\n")
+
+
+@pytest.mark.parametrize(("words", "more", "expected"), [
+    ("'{csv_input}'", "", "{csv_input} has no value: set csv_input"),
+    ("'{log_interval}'", "", "{log_interval} has no value: set log_samples"),
+    ("[--csv, '{csv_input}']", ", result: ../x.json", "the file must lie below {out_dir}"),
+])
+def test_commands_that_cannot_work_are_refused(tmp_path, words, more, expected):
+    assert expected in only(tmp_path, MINIMAL + f"recipes:\n  a: {{command: [x, {words}], metrics: [loss]{more}}}\n")
+
+
 def test_the_trainers_own_words_mean_the_same(tmp_path):
     text = MINIMAL + "runs:\n  - {rank: {monitor: abs_rel, mode: min, period: 2}, keep: {save_top_k: -1}}\n"
     rule = load(tmp_path, text).rule_for("x")

@@ -19,6 +19,7 @@ def upgrade() -> None:
         sa.Column("place", sa.JSON, nullable=False),
         sa.Column("restarts", sa.Integer, nullable=False, server_default="0"),
         sa.Column("stretch", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("begins", sa.JSON, nullable=False),
         sa.Column("rows", sa.Integer, nullable=False, server_default="0"),
         sa.Column("bad", sa.Integer, nullable=False, server_default="0"),
         sa.Column("trouble", sa.Text, nullable=False, server_default=""),
