@@ -287,7 +287,6 @@ class Daemon:
         self._health.scan_weights(now=now)
         for news in self._health.look(mono=time.monotonic, now=now, at_once=self._to_the_end):
             self._keeping.draw_alarms(news)
-            self._dirty.add(news.run.id)  # where to go back to is kept
 
     def _look_at_root(self, root: Path, now: float) -> None:
         intake = self._intakes[root]

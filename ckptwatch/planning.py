@@ -40,7 +40,7 @@ from ckptwatch.model import (
 )
 from ckptwatch.protection import alias_problem, protected
 from ckptwatch.settings import Settings
-from ckptwatch.store import alarms, checkpoints, evaluations
+from ckptwatch.store import checkpoints, evaluations
 from ckptwatch.store.database import Connection
 from ckptwatch.store.heartbeat import RecipeStand, recipe_stands
 from ckptwatch.store.logs import attached_in
@@ -88,9 +88,7 @@ def assess(conn: Connection, run: Run, settings: Settings, *, now: float) -> Ass
     logged = attached_in(conn, run.id)
     known = tuple(evolve(c, logged=logged[c.id]) if c.id in logged else c for c in checkpoints.of_run(conn, run.id))
     done = evaluations.of_checkpoints_in(conn, run.id)
-    ill = {a.go_back_to: str(a.symptom.kind) for a in alarms.of_run(conn, run.id, open_only=True)
-           if a.go_back_to and rule.health.enabled}
-    return _assess(run, rule, recipe, stand, known, done, ill, influences_in(settings.state_dir), now)
+    return _assess(run, rule, recipe, stand, known, done, influences_in(settings.state_dir), now)
 
 
 @cache
@@ -101,7 +99,7 @@ def influences_in(state_dir: Path) -> Influences:
 
 def _assess(
     run: Run, rule: RunRule, recipe: Recipe | None, stand: RecipeStand | None, known: tuple[Checkpoint, ...],
-    done: tuple[Evaluation, ...], ill: Mapping[Path, str], influences: Influences, now: float,
+    done: tuple[Evaluation, ...], influences: Influences, now: float,
 ) -> Assessment:
     living = tuple(c for c in known if c.state in checkpoints.LIVING)
     if rule.rank is None and rule.evaluate is None and rule.keep is None:
@@ -127,7 +125,7 @@ def _assess(
     left_out = {c.id for c in living if c.id in skipped and rule.evaluate is not None
                 and knows_its_place(rule=rule.evaluate, step=c.step, epoch=c.epoch)}
     left_out |= {c.id for c in living if c.epoch is not None and rule.rank is not None and out_of_turn(rule.rank, c.epoch)}
-    facts = _facts(run, living, (ranking, monitored), done, digest, wanted, left_out, aliases, ill)
+    facts = _facts(run, living, (ranking, monitored), done, digest, wanted, left_out, aliases)
     plan = plan_retention(
         facts, rules=rule.keep, ranking_wanted=bool(rule.keep and rule.keep.best is not None and rule.keep.best > 0),
         approve_over=rule.approve_over, approved=run.approved, now=now)
@@ -259,7 +257,6 @@ def _facts(
     run: Run, living: tuple[Checkpoint, ...], rankings: tuple[Ranking | None, tuple[Ranking, ...]],
     done: tuple[Evaluation, ...], digest: str | None,
     wanted: tuple[Due, ...], left_out: Collection[int], aliases: tuple[Alias, ...],
-    ill: Mapping[Path, str],
 ) -> tuple[RetentionFacts, ...]:
     # The trainer overwrites its copies: one that held a place among the best would take the others' with it when it goes.
     ranking, monitored = rankings
@@ -275,8 +272,6 @@ def _facts(
     pointed: dict[Path, list[str]] = {}
     for alias in aliases:
         pointed.setdefault(alias.target, []).append(f"{alias.link.name} points here")
-    for path, alarm in ill.items():
-        pointed.setdefault(path, []).append(f"the checkpoint to go back to, says the alarm {alarm}")
     needed = protected(run, living)
     # What was there when the run was first seen is judged as a whole: score by score it would shrink to less than half
     # without ever being a plan that removes more than half.

@@ -3,6 +3,7 @@
 `Status` is plain data; `as_json` is the public form (design.md §5), `cli/status.py` what a person sees.
 """
 
+import os
 import shutil
 import socket
 from collections.abc import Iterable, Mapping
@@ -157,6 +158,8 @@ def _ill(alarm: OpenAlarm, run: str) -> Alert:
         details["causes"] = "; ".join(alarm.causes)
     if alarm.go_back_to:
         details["go_back_to"] = alarm.go_back_to
+        if not os.path.lexists(alarm.go_back_to):
+            details["restore"] = f"ckptwatch restore {alarm.go_back_to}"  # it had to give way meanwhile
     return Alert(level=Level.FAIL if alarm.kind in _SPOILT else Level.WARN, run=run, message=f"{run}: {alarm.message}",
                  fix=f"ckptwatch stats {run}", details=details)
 

@@ -310,14 +310,15 @@ def test_a_loss_that_is_no_number_is_an_alarm_with_the_checkpoint_to_go_back_to(
     assert "nan" in (training.root / OURS / "runs/a/training_stats.txt").read_text().lower()
 
 
-def test_the_checkpoint_to_go_back_to_is_kept(training):
+def test_where_the_checkpoint_to_go_back_to_had_to_give_way_it_is_said_how_to_get_it(training):
     training.run_rule(keep={"last": 1})
     checkpoints_at(training, 100, 200)
     write(training, "log.jsonl", [*curve(150), {"step": 150, "loss": math.nan}])
     training.once()
-    reasons = {d.checkpoint.path.name: d.reasons for d in assessed(training).plan.decisions}
-    assert "the checkpoint to go back to, says the alarm not_finite" in reasons["step_0100.pt"]
-    assert (training.root / "a/step_0100.pt").exists()
+    [alert] = training.json("status")["runs"][0]["alerts"]
+    assert not (training.root / "a/step_0100.pt").exists()
+    assert alert["restore"] == f"ckptwatch restore {training.root / 'a/step_0100.pt'}"
+    assert training.cli(*alert["restore"].split()[1:]).returncode == 0 and (training.root / "a/step_0100.pt").exists()
 
 
 def test_an_alarm_is_raised_once_however_often_it_is_looked_at(training):
