@@ -3,32 +3,30 @@
 import logging
 import math
 import os
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
-from ckptwatch.core.attaching import NEAREST, Source, Span, choose, owner, spans
-from ckptwatch.core.logged import direction
-from ckptwatch.core.series import LogPoint, LogRow
+from ckptwatch.core.attaching import NEAREST
+from ckptwatch.core.series import LogRow
 from ckptwatch.errors import StateError
 from ckptwatch.logs.base import Dialect
 from ckptwatch.logs.finder import find_logs
 from ckptwatch.logs.follower import Follower, Place
 from ckptwatch.logs.registry import dialect_named, dialect_of
-from ckptwatch.model import Attached, Checkpoint, CheckpointState, Logged, Run
+from ckptwatch.model import Checkpoint, Logged, Run
 from ckptwatch.settings import Settings
-from ckptwatch.store import checkpoints, logs, runs
+from ckptwatch.stages.belonging import belonging
+from ckptwatch.store import logs, runs
 from ckptwatch.store.database import Connection, Database
-from ckptwatch.store.logs import Log, Track
+from ckptwatch.store.logs import Log
 
 log = logging.getLogger(__name__)
 
 PORTION = 1 << 20     # bytes of one log read at a time
 PATIENCE = 0.25       # seconds of reading before the daemon listens again
-Values = dict[str, Attached]
 Clock = Callable[[], float]
 _Stat = tuple[int, int, int]  # inode, size, mtime_ns
 
@@ -159,6 +157,9 @@ class LogStage:
             if run_id not in self._failed:
                 log.exception("the logs of %s could not be read", watched.run.name)
             self._failed.add(run_id)
+            # What was read and not recorded is read again from there, when the run is taken up anew.
+            self._by_path.pop(self._runs.pop(run_id).run.path, None)
+            self._places = None
             self._unread.discard(run_id)
             self._new.discard(run_id)
             return False
@@ -353,87 +354,6 @@ class LogStage:
 
 TICK = 0.1   # seconds within which a directory may change twice and show one time
 LATE = 4096  # bytes below which a file may still become a log: its first line was not whole
-
-
-MOST_NAMES = 300  # of a run's that are given to checkpoints: losses and metrics first
-
-
-def belonging(conn: Connection, run: Run, logged: Logged, *, wanted: Callable[[Checkpoint], bool]) -> dict[int, Values]:
-    """Checkpoint id → its logged values, of those `wanted` of a run for which they are not the ones recorded."""
-    every = [c for c in checkpoints.of_run(conn, run.id) if c.state is not CheckpointState.INCOMPLETE]
-    chosen = {c.id for c in every if c.state is CheckpointState.COMPLETE and wanted(c)}
-    if not chosen:
-        return {}
-    # Names such as weights_05.pt count what the trainer counts: epochs, where its logs count nothing else.
-    steps = logs.count_steps(conn, run.id)
-    places = spans([(c.generation, c.step, c.epoch if steps or c.epoch is not None else c.step) for c in every])
-    by_name: dict[str, list[Track]] = {}
-    for track in logs.tracks(conn, run.id):
-        by_name.setdefault(track.name, []).append(track)
-    names = sorted(by_name, key=lambda name: (direction(name) is None, name))[:MOST_NAMES]
-    stretches = _Stretches(conn, run)
-    known = logs.attached_in(conn, run.id)
-    changes = {}
-    for checkpoint, span in zip(every, places, strict=True):
-        if checkpoint.id not in chosen:
-            continue
-        values: Values = {}
-        for name in names:
-            if name in checkpoint.metrics:
-                continue
-            found = _value_of(conn, checkpoint, span, by_name[name], stretches, logged.attach, newest=every[-1].generation)
-            if found is not None:
-                track, point = found
-                values[name] = Attached(value=point.value, step=point.step, epoch=point.epoch,
-                                        source=logs.shown(track.log.path, run.path))
-        if values != known.get(checkpoint.id, {}):
-            changes[checkpoint.id] = values
-    return changes
-
-
-class _Stretches:
-    """The stretches of a run's logs, looked up once."""
-
-    def __init__(self, conn: Connection, run: Run) -> None:
-        self._conn = conn
-        self._run = run
-        self._found: dict[tuple[int, bool], list[Source]] = {}
-
-    def of(self, log: Log, *, epochs: bool) -> list[Source]:
-        key = (log.id, epochs)
-        if key not in self._found:
-            reach = logs.reach(self._conn, log.id, epochs=epochs) if log.stretch else {0: None}
-            shown = logs.shown(log.path, self._run.path)
-            self._found[key] = [
-                Source(log=log.id, stretch=stretch, family=f"{log.dialect} {re.sub(r'[0-9]+', '#', shown)}",
-                       begun=log.begins.get(stretch, 0.0), written=log.place.get("mtime_ns", 0) / 1e9, reach=span,
-                       validation=bool(_VALIDATION.search(shown)))
-                for stretch, span in reach.items()]
-        return self._found[key]
-
-
-_VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|eval|test|dev)(?![a-z])", re.IGNORECASE)
-
-
-def _value_of(
-    conn: Connection, checkpoint: Checkpoint, span: Span, tracks: Sequence[Track], stretches: _Stretches, attach: str, *,
-    newest: int,
-) -> tuple[Track, LogPoint] | None:
-    """A name's point that is the checkpoint's, with its log; by steps where both have any, else by epochs."""
-    saved = checkpoint.identity.mtime_ns / 1e9
-    for epochs, count in ((False, span.step), (True, span.epoch)):
-        if count is None:
-            continue
-        sources = [s for track in tracks for s in stretches.of(track.log, epochs=epochs) if s.stretch <= track.stretch]
-        chosen = owner(sources, count, saved, generation=checkpoint.generation, newest=newest)
-        if chosen is None:
-            continue
-        track = next(t for t in tracks if t.log.id == chosen.log)
-        around = logs.near(conn, track, chosen.stretch, count, epochs=epochs, beyond=attach == NEAREST)
-        point = choose(around, span, attach=attach)
-        if point is not None:
-            return track, point
-    return None
 
 
 def _stat(path: str) -> _Stat | None:

@@ -364,21 +364,13 @@ def shown(path: Path, run: Path) -> str:
 # ---- what belongs to a checkpoint ------------------------------------------------------------------------------------
 
 
-def attach(conn: Connection, checkpoint_id: int, values: Mapping[str, Attached]) -> bool:
-    """Record what belongs to a checkpoint, in place of what did. True if that is news."""
-    if attached_to(conn, checkpoint_id) == values:
-        return False
+def attach(conn: Connection, checkpoint_id: int, values: Mapping[str, Attached]) -> None:
+    """Record what belongs to a checkpoint, in place of what did."""
     conn.execute(delete(attached).where(attached.c.checkpoint_id == checkpoint_id))
     if values:
         conn.execute(insert(attached), [
             {"checkpoint_id": checkpoint_id, "name": name, "value": v.value if math.isfinite(v.value) else None,
              "step": v.step, "epoch": v.epoch, "source": v.source} for name, v in values.items()])
-    return True
-
-
-def attached_to(conn: Connection, checkpoint_id: int) -> dict[str, Attached]:
-    rows = conn.execute(select(attached).where(attached.c.checkpoint_id == checkpoint_id))
-    return {row.name: _attached(row) for row in rows}
 
 
 def attached_in(conn: Connection, run_id: int) -> dict[int, dict[str, Attached]]:

@@ -113,6 +113,9 @@ def test_a_log_whose_reader_fails_costs_only_its_own_run(bench, monkeypatch, cap
     bench.look()
     assert bench.counts(other) == {"b/log.jsonl": 10}
     assert caplog.text.count("the logs of a could not be read") == 1
+    monkeypatch.setattr(logs, "append", real)
+    bench.look()
+    assert bench.counts() == {"a/log.jsonl": 10} and bench.points() == 10, "nothing of it is lost"
 
 
 def test_names_that_are_no_text_are_left_alone(bench):

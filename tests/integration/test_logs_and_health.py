@@ -10,7 +10,9 @@ from threading import Thread
 
 import pytest
 
+from ckptwatch.model import Logged
 from ckptwatch.planning import assess
+from ckptwatch.stages.belonging import belonging
 from ckptwatch.store import alarms, logs, runs
 from tests.support import OURS, until
 
@@ -146,6 +148,16 @@ def test_what_an_evaluation_measures_is_never_ranked_with_what_was_logged(projec
     [place] = assessed(project).ranking.places
     assert place.score.value == 1.0 and not place.score.source
     assert place.contender.scores["loss"].value == 0.1, "what else was logged is shown beside it"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.5])
+def test_what_is_recorded_already_is_no_change(training, value):
+    checkpoints_at(training, 100)
+    write(training, "log.jsonl", [{"step": 100, "val_loss": value}])
+    training.once()
+    assert set(values(training, "val_loss")) == {"step_0100.pt"}
+    with training.reading() as conn:
+        assert belonging(conn, runs.run(conn, 1), Logged(), wanted=lambda _: True) == {}
 
 
 # ---- whose values ---------------------------------------------------------------------------------------------------

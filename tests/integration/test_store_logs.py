@@ -99,15 +99,16 @@ def test_a_rotated_log_of_a_run_that_goes_on_is_one_stretch(db, log):
     assert track_of(db).stretch == 0
 
 
-def test_what_belongs_to_a_checkpoint_is_recorded_once(tmp_path):
+def test_what_belongs_to_a_checkpoint_takes_the_place_of_what_did(tmp_path):
     yard = Yard(tmp_path)
     checkpoint, _ = yard.make("a/0100.pt")
     values = {"loss": Attached(value=0.5, step=100, epoch=1.0, source="metrics.csv"),
               "bad": Attached(value=math.nan, step=100, epoch=None, source="metrics.csv")}
     with yard.db.write() as conn:
-        assert logs.attach(conn, checkpoint.id, values)
+        logs.attach(conn, checkpoint.id, values)
         found = logs.attached_in(conn, checkpoint.run_id)[checkpoint.id]
         assert found["loss"] == values["loss"] and math.isnan(found["bad"].value)
         del values["bad"]
-        assert logs.attach(conn, checkpoint.id, values) and not logs.attach(conn, checkpoint.id, values)
+        logs.attach(conn, checkpoint.id, values)
+        assert logs.attached_in(conn, checkpoint.run_id)[checkpoint.id] == values
     yard.db.close()
